@@ -1,0 +1,1 @@
+"""discovery-deploy: experiments on distributed OpenStack, from a file to a report."""

@@ -1,0 +1,342 @@
+"""What an experiment is: the content of an experiment file, strict and frozen.
+
+Everything here describes what is *asked*. Cross-references inside one object are checked by the object itself;
+each message names what is wrong and what is known instead. `config.py` adds file, line and column.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+
+from discovery_deploy.units import Duration, Rate, Ratio
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,19}$")]
+"""Lower case, digits and dashes, at most 20 characters: it becomes a host name."""
+
+Role = Literal["control", "database", "bench"]
+ROLES: tuple[Role, ...] = ("control", "database", "bench")
+
+
+class Strict(BaseModel):
+    """Base of all that is read from or written to a file: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+
+
+def _refuse_repeated(what: str, names: Iterable[str]) -> None:
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise ValueError(f"{what} {name!r} stands here {count} times")
+
+
+class Provider(Strict):
+    """Where machines come from."""
+
+    type: Literal["local"] = Field("local", description="`local`: every host is a system container of this machine.")
+
+
+class Host(Strict):
+    """A machine at a site."""
+
+    name: Name = Field(description="Host name; unique in the experiment.")
+    roles: tuple[Role, ...] = Field(
+        ROLES,
+        min_length=1,
+        description="What runs on it: `control` (OpenStack services and memcached), `database`, `bench` (Rally).",
+    )
+
+
+class Site(Strict):
+    """An emulated place: hosts on one local network, without shaping between them."""
+
+    name: Name = Field(description="Name of the site; it is also the name of its OpenStack region.")
+    hosts: tuple[Host, ...] = Field(
+        min_length=1,
+        description="The site's hosts; when left out, one host `<site>-1` that has every role.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_host_by_default(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "hosts" not in value and isinstance(value.get("name"), str):
+            return {**value, "hosts": [{"name": f"{value['name']}-1"}]}
+        return value
+
+    def first(self, role: Role) -> Host | None:
+        """The site's first host that has a role, or None."""
+        return next((host for host in self.hosts if role in host.roles), None)
+
+
+class Shape(Strict):
+    """What a one-way path does to packets. A value left out is not shaped."""
+
+    delay: Duration | None = Field(None, description="One-way delay; the round trip gets it twice when symmetric.")
+    jitter: Duration | None = Field(None, description="Standard variation of the one-way delay (netem's jitter).")
+    loss: Ratio | None = Field(None, description="Share of packets lost one way.")
+    rate: Rate | None = Field(None, description="Rate limit one way.")
+
+
+class DefaultShape(Shape):
+    """The shape of every ordered pair of sites that no constraint names."""
+
+    delay: Duration = Field(0.0, description="One-way delay between any two sites.")
+
+
+class Constraint(Shape):
+    """The shape of one pair of sites: both ways (`between`) or one way (`from` and `to`)."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    between: tuple[Name, Name] | None = Field(None, description="Two sites; the shape holds both ways.")
+    source: Name | None = Field(None, alias="from", description="Sending site, for one direction only.")
+    destination: Name | None = Field(None, alias="to", description="Receiving site, for one direction only.")
+
+    @model_validator(mode="after")
+    def _names_one_pair(self) -> Constraint:
+        one_way = self.source is not None and self.destination is not None
+        if (self.between is None) == (self.source is None and self.destination is None) or (
+            self.between is None and not one_way
+        ):
+            raise ValueError("name the pair either with `between: [a, b]` or with both `from` and `to`")
+        first, second = self.ordered_pairs()[0]
+        if first == second:
+            raise ValueError(f"a site has no WAN to itself ({first!r})")
+        if self.delay is None and self.jitter is None and self.loss is None and self.rate is None:
+            raise ValueError("constrains nothing; give at least one of delay, jitter, loss, rate")
+        return self
+
+    def ordered_pairs(self) -> tuple[tuple[str, str], ...]:
+        """(source, destination) pairs that the constraint speaks of."""
+        if self.between is not None:
+            a, b = self.between
+            return (a, b), (b, a)
+        assert self.source is not None
+        assert self.destination is not None
+        return ((self.source, self.destination),)
+
+
+class Verify(Strict):
+    """How the WAN is measured, and how far from asked it may be."""
+
+    measure: tuple[Literal["rtt", "loss", "rate"], ...] = Field(
+        ("rtt",),
+        min_length=1,
+        description="What is measured for every ordered pair; `rtt` takes 1 s, the others seconds a pair.",
+    )
+    probes: int = Field(40, ge=5, le=10000, description="Echo requests per ordered pair; the median counts.")
+    interval: Duration = Field(0.01, description="Time between two echo requests.")
+    rtt_tolerance: Duration = Field(0.001, description="Largest accepted |measured - asked| of the median RTT.")
+    rtt_tolerance_ratio: Ratio = Field(
+        0.02, description="The same as share of the asked RTT; the larger of both holds."
+    )
+    loss_tolerance: Ratio = Field(0.02, description="Largest accepted |measured - asked| of the one-way loss.")
+    rate_tolerance: Ratio = Field(
+        0.15, description="Largest accepted deviation of the rate, as share of the asked rate."
+    )
+
+
+class Network(Strict):
+    """The WAN between the sites."""
+
+    default: DefaultShape = Field(DefaultShape(), description="Shape of every pair that no constraint names.")
+    constraints: tuple[Constraint, ...] = Field(
+        (), description="Shapes of single pairs; what a constraint leaves out comes from the default."
+    )
+    verify: Verify = Field(Verify(), description="How it is measured.")
+
+    @model_validator(mode="after")
+    def _each_pair_once(self) -> Network:
+        seen: dict[tuple[str, str], int] = {}
+        for index, constraint in enumerate(self.constraints):
+            for pair in constraint.ordered_pairs():
+                if pair in seen:
+                    raise ValueError(
+                        f"constraints[{seen[pair]}] and constraints[{index}] both shape {pair[0]} -> {pair[1]}"
+                    )
+                seen[pair] = index
+        return self
+
+
+class MariadbBackend(Strict):
+    """One MariaDB, at one site, for all sites."""
+
+    type: Literal["mariadb"] = Field(description="One MariaDB server, used by every site.")
+    site: Name = Field(description="The site that holds it.")
+
+
+class GaleraBackend(Strict):
+    """MariaDB Galera: a master at every site that has a `database` host."""
+
+    type: Literal["galera"] = Field(description="A Galera cluster with a master in each site.")
+
+
+Backend = Annotated[MariadbBackend | GaleraBackend, Field(discriminator="type")]
+
+
+class Deployment(Strict):
+    """Which OpenStack is deployed, and how its state is kept."""
+
+    release: Literal["2025.1"] = Field("2025.1", description="OpenStack release; a lock file in the package pins it.")
+    services: tuple[Literal["keystone"], ...] = Field(
+        ("keystone",), min_length=1, description="Services at every site."
+    )
+    backend: Backend = Field(description="State backend of the services.")
+    cache: Literal["memcached", "none"] = Field(
+        "memcached",
+        description="Keystone's cache: the site's memcached, or `none`, the release's own default (a null backend).",
+    )
+    workers: int = Field(2, ge=1, le=64, description="Worker processes of each API at each site.")
+
+
+class Scenario(Strict):
+    """One Rally task to run in every setting."""
+
+    task: str = Field(description="A task of `rally_tasks/`, for example `keystone/create_and_list_users`.")
+    times: int = Field(20, ge=1, le=100000, description="Iterations (at each loading site).")
+    concurrency: int = Field(1, ge=1, le=256, description="Iterations at the same time (at each loading site).")
+    args: dict[str, Any] = Field({}, description="Arguments that the task declares.")
+
+    @property
+    def label(self) -> str:
+        """Short name for tables: the task without its folder."""
+        return self.task.rsplit("/", 1)[-1]
+
+
+class Factor(Strict):
+    """A field of this file that takes several values."""
+
+    path: str = Field(description="Path of a field of this file, for example `network.default.delay`.")
+    levels: tuple[Any, ...] = Field(min_length=1, description="Its values, written as they would be in the field.")
+
+    @field_validator("levels")
+    @classmethod
+    def _levels_differ(cls, levels: tuple[Any, ...]) -> tuple[Any, ...]:
+        repeated = [level for index, level in enumerate(levels) if level in levels[:index]]
+        if repeated:
+            raise ValueError(f"level {repeated[0]!r} stands here twice")
+        return levels
+
+
+class Campaign(Strict):
+    """What is asked of the deployment."""
+
+    load: Literal["light", "high"] = Field(
+        "light",
+        description="`light`: Rally at `bench_site` alone; `high`: at every site with a bench host, started together.",
+    )
+    bench_site: Name | None = Field(
+        None, description="The site whose bench host runs Rally in `light`; default: the first."
+    )
+    repetitions: int = Field(1, ge=1, le=1000, description="How often each scenario runs in each setting.")
+    factors: tuple[Factor, ...] = Field((), description="Fields that vary; every combination is a setting.")
+    scenarios: tuple[Scenario, ...] = Field((), description="What Rally does in each setting.")
+
+    @model_validator(mode="after")
+    def _factors_and_scenarios_differ(self) -> Campaign:
+        _refuse_repeated("factor", [factor.path for factor in self.factors])
+        _refuse_repeated("scenario", [scenario.task for scenario in self.scenarios])
+        return self
+
+
+class Experiment(Strict):
+    """A whole experiment file."""
+
+    name: Name = Field(description="Name of the experiment; hosts and results are found by it.")
+    question: str = Field("", description="The question it answers, for the report.")
+    provider: Provider = Field(Provider(), description="Where machines come from.")
+    sites: tuple[Site, ...] = Field(min_length=1, max_length=64, description="The emulated places.")
+    network: Network = Field(Network(), description="The WAN between them.")
+    deployment: Deployment = Field(description="What is deployed on them.")
+    campaign: Campaign = Field(Campaign(), description="What is measured.")
+
+    @model_validator(mode="after")
+    def _references(self) -> Experiment:
+        mistakes = list(reference_mistakes(self))
+        if mistakes:
+            raise ReferenceMistakesError(mistakes)
+        return self
+
+    def site(self, name: str) -> Site:
+        """The site of a name. Raises KeyError."""
+        for site in self.sites:
+            if site.name == name:
+                return site
+        raise KeyError(name)
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Names of the sites, in the order of the file."""
+        return tuple(site.name for site in self.sites)
+
+    def bench_sites(self) -> tuple[str, ...]:
+        """Names of the sites where Rally runs, in the order of the file."""
+        if self.campaign.load == "high":
+            return tuple(site.name for site in self.sites if site.first("bench"))
+        return (self.campaign.bench_site or self.sites[0].name,)
+
+    def database_sites(self) -> tuple[str, ...]:
+        """Names of the sites that hold a database server."""
+        backend = self.deployment.backend
+        if isinstance(backend, MariadbBackend):
+            return (backend.site,)
+        return tuple(site.name for site in self.sites if site.first("database"))
+
+
+class ReferenceMistakesError(ValueError):
+    """References inside an experiment that lead nowhere: a list of (path, message).
+
+    A path is a tuple of keys and indexes, as in pydantic's `loc`.
+    """
+
+    def __init__(self, mistakes: list[tuple[tuple[str | int, ...], str]]) -> None:
+        super().__init__("; ".join(f"{'.'.join(map(str, path))}: {message}" for path, message in mistakes))
+        self.mistakes = mistakes
+
+
+def reference_mistakes(experiment: Experiment) -> Iterable[tuple[tuple[str | int, ...], str]]:
+    """All references of an experiment that lead nowhere, as (path, message), in the order of the file."""
+    names = experiment.site_names
+    known = ", ".join(names)
+    for index, site in enumerate(experiment.sites):
+        if site.name in names[:index]:
+            yield ("sites", index, "name"), f'a second site "{site.name}"'
+    hosts: set[str] = set()
+    for index, site in enumerate(experiment.sites):
+        for place, host in enumerate(site.hosts):
+            if host.name in hosts:
+                yield ("sites", index, "hosts", place, "name"), f'a second host "{host.name}"'
+            hosts.add(host.name)
+        if not site.first("control"):
+            yield ("sites", index, "hosts"), f'site "{site.name}" has no host with the role control'
+    for index, constraint in enumerate(experiment.network.constraints):
+        path = ("network", "constraints", index)
+        named: list[tuple[tuple[str | int, ...], str | None]] = [
+            ((*path, "from"), constraint.source),
+            ((*path, "to"), constraint.destination),
+        ]
+        named += [((*path, "between", place), name) for place, name in enumerate(constraint.between or ())]
+        for where, name in named:
+            if name is not None and name not in names:
+                yield where, f'no site "{name}"; the sites are {known}'
+    backend = experiment.deployment.backend
+    if isinstance(backend, MariadbBackend):
+        where = ("deployment", "backend", "site")
+        if backend.site not in names:
+            yield where, f'no site "{backend.site}"; the sites are {known}'
+        elif not experiment.site(backend.site).first("database"):
+            yield where, f'site "{backend.site}" has no host with the role database'
+    else:
+        for index, site in enumerate(experiment.sites):
+            if not site.first("database"):
+                yield ("sites", index, "hosts"), f'galera needs a host with the role database at "{site.name}"'
+    bench = experiment.campaign.bench_site
+    if bench is not None and bench not in names:
+        yield ("campaign", "bench_site"), f'no site "{bench}"; the sites are {known}'
+    elif experiment.campaign.scenarios:
+        for name in experiment.bench_sites() or ("",):
+            if not name or not experiment.site(name).first("bench"):
+                yield ("campaign", "bench_site"), f'site "{name}" has no host with the role bench'

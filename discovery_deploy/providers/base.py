@@ -1,0 +1,79 @@
+"""What a provider is: it turns a request into a lease of hosts, shapes the WAN between them, and gives all back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from discovery_deploy.model import Experiment, Role, Strict
+
+Progress = Callable[[str], None]
+"""Takes one short line for the person who waits."""
+
+
+class Lack(Strict):
+    """Something that this machine lacks for a provider."""
+
+    what: str
+    command: str
+    """The exact shell command that mends it, or "" when none does."""
+
+
+class LeasedHost(Strict):
+    """A host that is ours until release."""
+
+    name: str
+    site: str
+    roles: tuple[Role, ...]
+    management_address: str
+    """Where the driver reaches it by ssh; never shaped."""
+    site_address: str
+    """Its address on the network of its site: services listen there, the WAN lies between such addresses."""
+
+
+class Lease(Strict):
+    """Hosts that were obtained; plain data, kept in the workspace."""
+
+    provider: str
+    experiment: str
+    hosts: tuple[LeasedHost, ...]
+    site_subnets: dict[str, str]
+    """Site -> CIDR of its network."""
+    router: str
+    """What shapes the WAN: `netns` or `uml`."""
+    details: dict[str, Any] = {}
+    """The provider's own: `local` keeps the machine plan here."""
+
+    def at(self, site: str, role: Role | None = None) -> LeasedHost:
+        """The first host of a site (with a role). Raises KeyError."""
+        for host in self.hosts:
+            if host.site == site and (role is None or role in host.roles):
+                return host
+        raise KeyError((site, role))
+
+
+class ProviderInterface(Protocol):
+    """The verbs of a provider. All are safe to repeat."""
+
+    def lacks(self) -> list[Lack]:
+        """What this machine lacks."""
+
+    def reserve(self, experiment: Experiment, public_key: str, image: Path, progress: Progress) -> Lease:
+        """Obtain hosts, reachable by ssh as root with the key. Repeated: mends what is missing, keeps what is well.
+
+        Raises:
+            TestbedError: naming the host, and what to do.
+        """
+
+    def dead_hosts(self, lease: Lease) -> list[str]:
+        """Names of leased hosts that no longer run (also the WAN router, as "WAN router")."""
+
+    def shape(self, lease: Lease, program: str) -> None:
+        """Run a tc program (`tc -batch` text) where the WAN is shaped. Raises TestbedError with tc's message."""
+
+    def read_shape(self, lease: Lease) -> str:
+        """What tc shows there: one JSON text {"qdisc": {device: [...]}, "class": {...}, "filter": {...}}."""
+
+    def release(self, experiment_name: str, progress: Progress) -> None:
+        """Give everything back, from any state, also without a lease: found by the experiment's name."""

@@ -1,0 +1,93 @@
+"""What the driver writes down about each run, and what the report reads. Pure."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from discovery_deploy.model import Scenario, Strict
+from discovery_deploy.wan import WanReport
+
+
+class SettingRecord(Strict):
+    """One combination of factor levels."""
+
+    label: str
+    """Short text, unique in the campaign, e.g. "galera, 25 ms"; "" when there are no factors."""
+    values: dict[str, Any]
+    """Factor path -> level, as written in the file."""
+    labels: dict[str, str]
+    """Factor path -> short text of the level, e.g. {"deployment.backend": "mariadb@paris"}."""
+
+
+class Placement(Strict):
+    """Where client, database and WAN stand to each other in a run, as seen from one bench site."""
+
+    bench_site: str
+    database_sites: tuple[str, ...]
+    nearest_database_site: str
+    """The bench site itself when it holds a database server, else the site whose server its Keystone uses."""
+    database_rtt_s: float
+    """Asked RTT between the bench site's services and that database; 0.0 when it is at the same site."""
+    commit_rtt_s: float
+    """Asked RTT that a commit waits for: 0.0 for one MariaDB; Galera: the largest RTT to another master."""
+    beside_only_database: bool
+    """True when the client sits beside the only database: such a run says nothing about the WAN."""
+
+
+class RunRecord(Strict):
+    """One run: scenario x setting x repetition."""
+
+    id: str
+    """Stable text from scenario, setting and repetition: it names the run's folder."""
+    scenario: Scenario
+    setting: SettingRecord
+    repetition: int
+    """From 1."""
+    load: Literal["light", "high"]
+    placements: tuple[Placement, ...]
+    """One per bench site."""
+    status: Literal["done", "failed"]
+    """`failed`: Rally itself did not come to an end; its iterations may be missing."""
+    problems: tuple[str, ...] = ()
+    """Why the run is not valid: WAN out of tolerance, Rally failed... Empty: valid."""
+    started_at: str
+    finished_at: str
+    wan_before: WanReport | None
+    wan_after: WanReport | None
+    files: dict[str, str] = {}
+    """Bench site -> folder (relative to the record) with rally.json, rally.html and rally.log of that site."""
+
+    @property
+    def valid(self) -> bool:
+        """Whether the run's numbers may be used."""
+        return not self.problems
+
+
+class HostFacts(Strict):
+    """Provenance of one host, collected from it."""
+
+    name: str
+    site: str
+    os: str
+    kernel: str
+    cpu: str
+    packages: dict[str, str]
+    """Name -> version: Debian packages (mariadb-server, galera-4, memcached...) and Python ones (keystone...)."""
+
+
+class Provenance(Strict):
+    """What it takes to believe and to repeat the experiment."""
+
+    tool_version: str
+    tool_commit: str | None
+    provider: str
+    wan_router: str
+    """`netns` or `uml`, with the kernel that shapes."""
+    machine: dict[str, str]
+    """Facts of the machine: cpu, cores, memory, kernel, os."""
+    hashes: dict[str, str]
+    """What was content-addressed: base image, OpenStack lock, Rally lock, experiment file..."""
+    hosts: tuple[HostFacts, ...]
+    phase_seconds: dict[str, float]
+    """Phase -> seconds of its last execution."""
+    finished_at: str
