@@ -1,0 +1,61 @@
+# Everything runs from a checkout on Debian 12 as root; each target installs what it needs.
+SHELL := /bin/bash
+PYTHON ?= $(shell test -x /usr/bin/python3 && echo /usr/bin/python3 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+APT_NEEDS := python3 python3-venv systemd-container mmdebstrap zstd user-mode-linux uml-utilities iproute2 kmod \
+	ethtool util-linux openssh-client iputils-ping ca-certificates procps git
+APT_TEST_NEEDS := chromium shellcheck
+STAMP := $(VENV)/.installed
+TEST_STAMP := $(VENV)/.installed-tests
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export DEBIAN_FRONTEND := noninteractive
+
+.PHONY: demo test style unit integration bench install clean help
+
+help: ## What can be made
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+
+# $(call apt_install,packages): installs only when something is missing, so that a warm machine needs no network.
+define apt_install
+	missing=$$(for p in $(1); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done); \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" != 0 ]; then echo "run as root, or install:" $$missing >&2; exit 1; fi; \
+	  apt-get update -q && apt-get install -y -q --no-install-recommends $$missing; \
+	fi
+endef
+
+$(STAMP): pyproject.toml locks/driver.txt
+	$(call apt_install,$(APT_NEEDS))
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --constraint locks/driver.txt --editable .
+	touch $@
+
+$(TEST_STAMP): $(STAMP)
+	$(call apt_install,$(APT_TEST_NEEDS))
+	$(BIN)/python -m pip install -q --constraint locks/driver.txt --editable '.[dev]'
+	touch $@
+
+install: $(STAMP) ## Install the tool into .venv
+
+demo: $(STAMP) ## The quickstart: from a bare Debian 12 to a report
+	$(BIN)/discovery-deploy run experiments/quickstart.yaml
+
+style: $(TEST_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(TEST_STAMP)
+	$(BIN)/python -m pytest -q tests -m "not integration"
+
+integration: $(TEST_STAMP)
+	$(BIN)/python -m pytest -q tests -m integration -p no:randomly
+
+test: style unit integration ## All tests: style, unit, contract, then the real deployments
+
+bench: $(STAMP) ## Measure how fast it is; writes docs/benchmarks.md
+	$(BIN)/python benchmarks/bench.py
+
+clean: ## Remove the Python environment (caches stay in /var/cache/discovery-deploy)
+	rm -rf $(VENV) build dist *.egg-info
