@@ -1,0 +1,104 @@
+"""Programs on hosts, by ssh over the management network."""
+
+from __future__ import annotations
+
+import base64
+import shlex
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from discovery_deploy.errors import PlaybookError, TestbedError
+
+Result = TypeVar("Result")
+SSH_FAILED = 255
+
+
+def ssh_config_text(hosts: Iterable[tuple[str, str]], key: Path, control: Path) -> str:
+    """Text of an ssh_config for (name, management address) pairs.
+
+    Host keys are not checked: hosts live as long as their experiment and are reached over its own network.
+    """
+    lines: list[str] = []
+    for name, address in sorted(hosts):
+        lines += [f"Host {name} {address}", f"  HostName {address}"]
+    lines += [
+        "Host *",
+        "  User root",
+        f'  IdentityFile "{key}"',
+        "  IdentitiesOnly yes",
+        "  StrictHostKeyChecking no",
+        "  UserKnownHostsFile /dev/null",
+        "  GlobalKnownHostsFile /dev/null",
+        "  LogLevel ERROR",
+        "  ConnectTimeout 10",
+        "  ServerAliveInterval 10",
+        "  ServerAliveCountMax 3",
+        "  ControlMaster auto",
+        f"  ControlPath {control}/%C",
+        "  ControlPersist 60",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+class Remote:
+    """Runs commands on hosts named in an ssh_config.
+
+    Args:
+        ssh_config: file for `ssh -F`.
+    """
+
+    def __init__(self, ssh_config: Path) -> None:
+        self.ssh_config = ssh_config
+
+    def arguments(self, host: str, command: Sequence[str]) -> list[str]:
+        """The ssh command line; the words of `command` reach the host as they are."""
+        return ["ssh", "-F", str(self.ssh_config), host, *([shlex.join(command)] if command else [])]
+
+    def __call__(self, host: str, command: Sequence[str], stdin: str = "", timeout_s: float = 60.0) -> str:
+        """Run a command on a host; its standard output.
+
+        Raises:
+            TestbedError: the host cannot be reached, or the command takes longer than `timeout_s` seconds.
+            PlaybookError: the command ended with an error; its last lines are quoted.
+        """
+        what = f"{host}: `{command[0]} ...`" if len(command) > 1 else f"{host}: `{command[0]}`"
+        try:
+            done = subprocess.run(
+                self.arguments(host, command), input=stdin, capture_output=True, text=True, timeout=timeout_s
+            )
+        except subprocess.TimeoutExpired:
+            raise TestbedError(
+                f"{what} gave no answer within {timeout_s:g} s", "Look at the host with `discovery-deploy ssh HOST`."
+            ) from None
+        if done.returncode == SSH_FAILED:
+            raise TestbedError(
+                f"{host}: not reachable by ssh: {done.stderr.strip() or 'connection closed'}",
+                "Run again: `run` starts dead hosts anew.",
+            )
+        if done.returncode:
+            tail = "\n    ".join((done.stderr or done.stdout).strip().splitlines()[-6:])
+            raise PlaybookError(
+                f"{what} failed with exit code {done.returncode}:\n    {tail}", "Mend the cause, then run again."
+            )
+        return done.stdout
+
+    def fetch(self, host: str, path: str, to: Path) -> None:
+        """Copy a file of a host. Raises as `__call__`."""
+        to.write_bytes(base64.b64decode(self(host, ["base64", "-w0", path], timeout_s=120.0)))
+
+    def close(self, hosts: Iterable[str]) -> None:
+        """End the shared connections to hosts."""
+        for host in hosts:
+            command = ["ssh", "-F", str(self.ssh_config), "-O", "exit", host]
+            subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+
+
+def side_by_side(act: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
+    """`act` on every item at the same time (threads); results in order; the first error is raised."""
+    if not items:
+        return []
+    with ThreadPoolExecutor(max_workers=len(items)) as pool:
+        return list(pool.map(act, items))
