@@ -1,21 +1,33 @@
 """What an experiment is: the content of an experiment file, strict and frozen.
 
 Everything here describes what is *asked*. Cross-references inside one object are checked by the object itself;
-each message names what is wrong and what is known instead. `config.py` adds file, line and column.
+each message names what is wrong and what is known instead (`references.py`). `config.py` adds file, line and column.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
-from discovery_deploy.units import Duration, Rate, Ratio
+from discovery_deploy.references import Mistake, each_once, reference_mistakes, refuse
+from discovery_deploy.units import Duration, Rate, Ratio, format_duration
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,19}$")]
-"""Lower case, digits and dashes, at most 20 characters: it becomes a host name."""
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z]([a-z0-9-]{0,18}[a-z0-9])?$")]
+"""Lower case, digits and dashes, at most 20 characters: it becomes part of host names."""
+HostName = Annotated[str, StringConstraints(pattern=r"^[a-z]([a-z0-9-]{0,22}[a-z0-9])?$")]
+"""As `Name`, at most 24 characters, so that `<site>-1` is one for every site."""
+Count = Annotated[int, Field(strict=True)]
+"""A whole number; a text, a truth value or 2.0 is not one."""
 
 Role = Literal["control", "database", "bench"]
 ROLES: tuple[Role, ...] = ("control", "database", "bench")
@@ -27,10 +39,8 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
 
 
-def _refuse_repeated(what: str, names: Iterable[str]) -> None:
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise ValueError(f"{what} {name!r} stands here {count} times")
+Once = AfterValidator(each_once)
+"""Refuses a list that holds an item twice."""
 
 
 class Provider(Strict):
@@ -42,8 +52,8 @@ class Provider(Strict):
 class Host(Strict):
     """A machine at a site."""
 
-    name: Name = Field(description="Host name; unique in the experiment.")
-    roles: tuple[Role, ...] = Field(
+    name: HostName = Field(description="Host name; unique in the experiment.")
+    roles: Annotated[tuple[Role, ...], Once] = Field(
         ROLES,
         min_length=1,
         description="What runs on it: `control` (OpenStack services and memcached), `database`, `bench` (Rally).",
@@ -55,6 +65,7 @@ class Site(Strict):
 
     name: Name = Field(description="Name of the site; it is also the name of its OpenStack region.")
     hosts: tuple[Host, ...] = Field(
+        (),  # never seen: the validator below puts one host there
         min_length=1,
         description="The site's hosts; when left out, one host `<site>-1` that has every role.",
     )
@@ -79,6 +90,18 @@ class Shape(Strict):
     loss: Ratio | None = Field(None, description="Share of packets lost one way.")
     rate: Rate | None = Field(None, description="Rate limit one way.")
 
+    @field_validator("delay", "jitter")
+    @classmethod
+    def _not_longer_than_probes_wait(cls, value: float | None) -> float | None:
+        return value if value is None else _within(value, 0.0, 60.0)
+
+
+def _within(value_s: float, least_s: float, most_s: float) -> float:
+    if not least_s <= value_s <= most_s:
+        bound, value = ("least", least_s) if value_s < least_s else ("most", most_s)
+        raise ValueError(f'"{format_duration(value_s)}": must be at {bound} {format_duration(value)}')
+    return value_s
+
 
 class DefaultShape(Shape):
     """The shape of every ordered pair of sites that no constraint names."""
@@ -92,8 +115,10 @@ class Constraint(Shape):
     model_config = ConfigDict(populate_by_name=True)
 
     between: tuple[Name, Name] | None = Field(None, description="Two sites; the shape holds both ways.")
-    source: Name | None = Field(None, alias="from", description="Sending site, for one direction only.")
-    destination: Name | None = Field(None, alias="to", description="Receiving site, for one direction only.")
+    source: Name | None = Field(None, alias="from", description="Sending site, for one direction only; with `to`.")
+    destination: Name | None = Field(
+        None, alias="to", description="Receiving site, for one direction only; with `from`."
+    )
 
     @model_validator(mode="after")
     def _names_one_pair(self) -> Constraint:
@@ -104,7 +129,7 @@ class Constraint(Shape):
             raise ValueError("name the pair either with `between: [a, b]` or with both `from` and `to`")
         first, second = self.ordered_pairs()[0]
         if first == second:
-            raise ValueError(f"a site has no WAN to itself ({first!r})")
+            raise ValueError(f'a site has no WAN to itself ("{first}")')
         if self.delay is None and self.jitter is None and self.loss is None and self.rate is None:
             raise ValueError("constrains nothing; give at least one of delay, jitter, loss, rate")
         return self
@@ -122,12 +147,12 @@ class Constraint(Shape):
 class Verify(Strict):
     """How the WAN is measured, and how far from asked it may be."""
 
-    measure: tuple[Literal["rtt", "loss", "rate"], ...] = Field(
+    measure: Annotated[tuple[Literal["rtt", "loss", "rate"], ...], Once] = Field(
         ("rtt",),
         min_length=1,
         description="What is measured for every ordered pair; `rtt` takes 1 s, the others seconds a pair.",
     )
-    probes: int = Field(40, ge=5, le=10000, description="Echo requests per ordered pair; the median counts.")
+    probes: Count = Field(40, ge=5, le=10000, description="Echo requests per ordered pair; the median counts.")
     interval: Duration = Field(0.01, description="Time between two echo requests.")
     rtt_tolerance: Duration = Field(0.001, description="Largest accepted |measured - asked| of the median RTT.")
     rtt_tolerance_ratio: Ratio = Field(
@@ -137,6 +162,11 @@ class Verify(Strict):
     rate_tolerance: Ratio = Field(
         0.15, description="Largest accepted deviation of the rate, as share of the asked rate."
     )
+
+    @field_validator("interval")
+    @classmethod
+    def _no_flood(cls, value: float) -> float:
+        return _within(value, 0.0001, 10.0)
 
 
 class Network(Strict):
@@ -150,14 +180,15 @@ class Network(Strict):
 
     @model_validator(mode="after")
     def _each_pair_once(self) -> Network:
-        seen: dict[tuple[str, str], int] = {}
+        seen: set[tuple[str, str]] = set()
+        mistakes = []
         for index, constraint in enumerate(self.constraints):
-            for pair in constraint.ordered_pairs():
-                if pair in seen:
-                    raise ValueError(
-                        f"constraints[{seen[pair]}] and constraints[{index}] both shape {pair[0]} -> {pair[1]}"
-                    )
-                seen[pair] = index
+            for source, destination in constraint.ordered_pairs():
+                if (source, destination) in seen:
+                    message = f"shapes {source} -> {destination}, which a constraint above shapes already"
+                    mistakes.append(Mistake(("constraints", index), message))
+                seen.add((source, destination))
+        refuse(mistakes)
         return self
 
 
@@ -181,7 +212,7 @@ class Deployment(Strict):
     """Which OpenStack is deployed, and how its state is kept."""
 
     release: Literal["2025.1"] = Field("2025.1", description="OpenStack release; a lock file in the package pins it.")
-    services: tuple[Literal["keystone"], ...] = Field(
+    services: Annotated[tuple[Literal["keystone"], ...], Once] = Field(
         ("keystone",), min_length=1, description="Services at every site."
     )
     backend: Backend = Field(description="State backend of the services.")
@@ -189,15 +220,15 @@ class Deployment(Strict):
         "memcached",
         description="Keystone's cache: the site's memcached, or `none`, the release's own default (a null backend).",
     )
-    workers: int = Field(2, ge=1, le=64, description="Worker processes of each API at each site.")
+    workers: Count = Field(2, ge=1, le=64, description="Worker processes of each API at each site.")
 
 
 class Scenario(Strict):
     """One Rally task to run in every setting."""
 
     task: str = Field(description="A task of `rally_tasks/`, for example `keystone/create_and_list_users`.")
-    times: int = Field(20, ge=1, le=100000, description="Iterations (at each loading site).")
-    concurrency: int = Field(1, ge=1, le=256, description="Iterations at the same time (at each loading site).")
+    times: Count = Field(20, ge=1, le=100000, description="Iterations (at each loading site).")
+    concurrency: Count = Field(1, ge=1, le=256, description="Iterations at the same time (at each loading site).")
     args: dict[str, Any] = Field({}, description="Arguments that the task declares.")
 
     @property
@@ -210,15 +241,15 @@ class Factor(Strict):
     """A field of this file that takes several values."""
 
     path: str = Field(description="Path of a field of this file, for example `network.default.delay`.")
-    levels: tuple[Any, ...] = Field(min_length=1, description="Its values, written as they would be in the field.")
+    levels: Annotated[tuple[Any, ...], Once] = Field(
+        min_length=1, description="Its values, written as they would be in the field."
+    )
 
-    @field_validator("levels")
-    @classmethod
-    def _levels_differ(cls, levels: tuple[Any, ...]) -> tuple[Any, ...]:
-        repeated = [level for index, level in enumerate(levels) if level in levels[:index]]
-        if repeated:
-            raise ValueError(f"level {repeated[0]!r} stands here twice")
-        return levels
+
+def _repeated(names: list[str], key: str, field: str, noun: str) -> Iterable[Mistake]:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            yield Mistake((key, index, field), f'a second {noun} "{name}"')
 
 
 class Campaign(Strict):
@@ -231,14 +262,17 @@ class Campaign(Strict):
     bench_site: Name | None = Field(
         None, description="The site whose bench host runs Rally in `light`; default: the first."
     )
-    repetitions: int = Field(1, ge=1, le=1000, description="How often each scenario runs in each setting.")
+    repetitions: Count = Field(1, ge=1, le=1000, description="How often each scenario runs in each setting.")
     factors: tuple[Factor, ...] = Field((), description="Fields that vary; every combination is a setting.")
     scenarios: tuple[Scenario, ...] = Field((), description="What Rally does in each setting.")
 
     @model_validator(mode="after")
     def _factors_and_scenarios_differ(self) -> Campaign:
-        _refuse_repeated("factor", [factor.path for factor in self.factors])
-        _refuse_repeated("scenario", [scenario.task for scenario in self.scenarios])
+        factors = [factor.path for factor in self.factors]
+        tasks = [scenario.task for scenario in self.scenarios]
+        refuse(
+            [*_repeated(factors, "factors", "path", "factor"), *_repeated(tasks, "scenarios", "task", "scenario of")]
+        )
         return self
 
 
@@ -255,9 +289,7 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _references(self) -> Experiment:
-        mistakes = list(reference_mistakes(self))
-        if mistakes:
-            raise ReferenceMistakesError(mistakes)
+        refuse(reference_mistakes(self))
         return self
 
     def site(self, name: str) -> Site:
@@ -284,59 +316,3 @@ class Experiment(Strict):
         if isinstance(backend, MariadbBackend):
             return (backend.site,)
         return tuple(site.name for site in self.sites if site.first("database"))
-
-
-class ReferenceMistakesError(ValueError):
-    """References inside an experiment that lead nowhere: a list of (path, message).
-
-    A path is a tuple of keys and indexes, as in pydantic's `loc`.
-    """
-
-    def __init__(self, mistakes: list[tuple[tuple[str | int, ...], str]]) -> None:
-        super().__init__("; ".join(f"{'.'.join(map(str, path))}: {message}" for path, message in mistakes))
-        self.mistakes = mistakes
-
-
-def reference_mistakes(experiment: Experiment) -> Iterable[tuple[tuple[str | int, ...], str]]:
-    """All references of an experiment that lead nowhere, as (path, message), in the order of the file."""
-    names = experiment.site_names
-    known = ", ".join(names)
-    for index, site in enumerate(experiment.sites):
-        if site.name in names[:index]:
-            yield ("sites", index, "name"), f'a second site "{site.name}"'
-    hosts: set[str] = set()
-    for index, site in enumerate(experiment.sites):
-        for place, host in enumerate(site.hosts):
-            if host.name in hosts:
-                yield ("sites", index, "hosts", place, "name"), f'a second host "{host.name}"'
-            hosts.add(host.name)
-        if not site.first("control"):
-            yield ("sites", index, "hosts"), f'site "{site.name}" has no host with the role control'
-    for index, constraint in enumerate(experiment.network.constraints):
-        path = ("network", "constraints", index)
-        named: list[tuple[tuple[str | int, ...], str | None]] = [
-            ((*path, "from"), constraint.source),
-            ((*path, "to"), constraint.destination),
-        ]
-        named += [((*path, "between", place), name) for place, name in enumerate(constraint.between or ())]
-        for where, name in named:
-            if name is not None and name not in names:
-                yield where, f'no site "{name}"; the sites are {known}'
-    backend = experiment.deployment.backend
-    if isinstance(backend, MariadbBackend):
-        where = ("deployment", "backend", "site")
-        if backend.site not in names:
-            yield where, f'no site "{backend.site}"; the sites are {known}'
-        elif not experiment.site(backend.site).first("database"):
-            yield where, f'site "{backend.site}" has no host with the role database'
-    else:
-        for index, site in enumerate(experiment.sites):
-            if not site.first("database"):
-                yield ("sites", index, "hosts"), f'galera needs a host with the role database at "{site.name}"'
-    bench = experiment.campaign.bench_site
-    if bench is not None and bench not in names:
-        yield ("campaign", "bench_site"), f'no site "{bench}"; the sites are {known}'
-    elif experiment.campaign.scenarios:
-        for name in experiment.bench_sites() or ("",):
-            if not name or not experiment.site(name).first("bench"):
-                yield ("campaign", "bench_site"), f'site "{name}" has no host with the role bench'

@@ -1,0 +1,136 @@
+"""Whether the parts of an experiment fit each other: names that collide, references that lead nowhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from discovery_deploy.model import Experiment
+
+Place = tuple[str | int, ...]
+"""Keys and indexes from the top of a file (or of an object) to a place in it, as in pydantic's `loc`."""
+
+RESERVED = frozenset({"all", "bench", "control", "database", "localhost", "router", "ungrouped"})
+"""Names that no site or host may have: groups of Ansible's and ours, and the WAN router."""
+
+
+class Mistake(NamedTuple):
+    """Something wrong at a place of an object."""
+
+    path: Place
+    message: str
+    rests_on: tuple[Place, ...] = ()
+    """Other places that it was compared with: when one of them is itself wrong, the mistake may be none."""
+
+
+class ReferenceMistakesError(ValueError):
+    """Parts of an object that do not fit each other; paths begin at the object that raises it."""
+
+    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+        super().__init__("; ".join(f"{'.'.join(map(str, mistake.path))}: {mistake.message}" for mistake in mistakes))
+        self.mistakes = tuple(mistakes)
+
+
+def refuse(mistakes: Iterable[Mistake]) -> None:
+    """Raises ReferenceMistakesError when there are any."""
+    found = list(mistakes)
+    if found:
+        raise ReferenceMistakesError(found)
+
+
+def each_once(items: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The items, when none stands there twice. Raises ReferenceMistakesError."""
+    refuse(
+        Mistake((index,), f"{_shown(item)} stands here a second time")
+        for index, item in enumerate(items)
+        if item in items[:index]
+    )
+    return items
+
+
+def _shown(item: Any) -> str:
+    return f'"{item}"' if isinstance(item, str) else str(item)
+
+
+def reference_mistakes(experiment: Experiment) -> Iterable[Mistake]:
+    """All references of an experiment that lead nowhere, in the order of the file."""
+    yield from _names_that_collide(experiment)
+    yield from _sites_without_control(experiment)
+    yield from _unknown_sites(experiment)
+    yield from _lacking_databases(experiment)
+    yield from _lacking_bench(experiment)
+
+
+def _names_that_collide(experiment: Experiment) -> Iterable[Mistake]:
+    sites: dict[str, Place] = {}
+    hosts: dict[str, Place] = {}
+    for index, site in enumerate(experiment.sites):
+        where: Place = ("sites", index, "name")
+        if site.name in sites:
+            yield Mistake(where, f'a second site "{site.name}"', (sites[site.name],))
+        sites.setdefault(site.name, where)
+    for index, site in enumerate(experiment.sites):
+        for place, host in enumerate(site.hosts):
+            where = ("sites", index, "hosts", place, "name")
+            if host.name in hosts and site.name not in experiment.site_names[:index]:
+                yield Mistake(where, f'a second host "{host.name}"', (hosts[host.name], ("sites", index)))
+            hosts.setdefault(host.name, where)
+            if host.name in RESERVED:
+                yield Mistake(where, f'"{host.name}" is reserved; choose another name')
+        if site.name in RESERVED:
+            yield Mistake(("sites", index, "name"), f'"{site.name}" is reserved; choose another name')
+
+
+def _sites_without_control(experiment: Experiment) -> Iterable[Mistake]:
+    for index, site in enumerate(experiment.sites):
+        if not site.first("control"):
+            where: Place = ("sites", index, "hosts")
+            yield Mistake(where, f'site "{site.name}" has no host with the role control', (where,))
+
+
+def _unknown_sites(experiment: Experiment) -> Iterable[Mistake]:
+    named: list[tuple[Place, str | None]] = []
+    for index, constraint in enumerate(experiment.network.constraints):
+        path = ("network", "constraints", index)
+        named += [((*path, "between", place), name) for place, name in enumerate(constraint.between or ())]
+        named += [((*path, "from"), constraint.source), ((*path, "to"), constraint.destination)]
+    backend = experiment.deployment.backend
+    if backend.type == "mariadb":
+        named.append((("deployment", "backend", "site"), backend.site))
+    named.append((("campaign", "bench_site"), experiment.campaign.bench_site))
+    for where, name in named:
+        if name is not None and name not in experiment.site_names:
+            known = ", ".join(experiment.site_names)
+            yield Mistake(where, f'no site "{name}"; the sites are {known}', _site_names(experiment))
+
+
+def _site_names(experiment: Experiment) -> tuple[Place, ...]:
+    return tuple(("sites", index, "name") for index in range(len(experiment.sites)))
+
+
+def _lacking_databases(experiment: Experiment) -> Iterable[Mistake]:
+    backend = experiment.deployment.backend
+    rests_on: tuple[Place, ...] = (("deployment", "backend"),)
+    for index, site in enumerate(experiment.sites):
+        where: Place = ("sites", index, "hosts")
+        if site.first("database"):
+            continue
+        if backend.type == "galera":
+            message = f'galera needs a host with the role database at every site; "{site.name}" has none'
+            yield Mistake(where, message, (where, *rests_on))
+        elif site.name == backend.site:
+            message = f'site "{site.name}" has no host with the role database'
+            yield Mistake(("deployment", "backend", "site"), message, (where, *rests_on))
+
+
+def _lacking_bench(experiment: Experiment) -> Iterable[Mistake]:
+    if not experiment.campaign.scenarios:
+        return
+    where: Place = ("campaign", "bench_site")
+    for name in experiment.bench_sites():
+        for index, site in enumerate(experiment.sites):
+            if site.name == name and not site.first("bench"):
+                yield Mistake(where, f'site "{name}" has no host with the role bench', (("sites", index, "hosts"),))
+    if not experiment.bench_sites():
+        yield Mistake(("campaign", "load"), "no site has a host with the role bench", (("sites",),))
