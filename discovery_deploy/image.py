@@ -1,0 +1,235 @@
+"""The base image: one unpacked Debian tree that all hosts of this machine share, baked once per content of its recipe.
+
+Also the ground for everything in the cache: `made_once` (content-addressed, atomic, one maker at a time) and
+`run_logged` (a program that dies with the driver, whose output is kept and quoted when it fails).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from discovery_deploy.errors import TestbedError
+
+Progress = Callable[[str], None]
+
+RELEASE = "bookworm"
+ARCHIVE = "http://deb.debian.org/debian"
+SUITES = {
+    RELEASE: ARCHIVE,
+    f"{RELEASE}-updates": ARCHIVE,
+    f"{RELEASE}-security": "http://deb.debian.org/debian-security",
+}
+"""Suites of the image, with Debian's own address of each."""
+
+PACKAGES = (
+    # what makes it a host
+    "systemd", "systemd-sysv", "dbus", "openssh-server", "python3", "ca-certificates", "netbase",
+    "iproute2", "iputils-ping", "ethtool", "procps", "util-linux", "less", "lsof", "tcpdump", "curl", "rsync", "socat",
+    # what the roles' `install` would otherwise fetch on every host
+    "mariadb-server", "mariadb-backup", "galera-4", "memcached",
+)  # fmt: skip
+NOT_SHIPPED = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
+DISABLED = ("mariadb.service", "memcached.service", "rsync.service")
+"""Roles start them when they have configured them."""
+MASKED = (
+    # no devices, kernel modules or consoles of its own; a clock that is the machine's; nothing that wakes up by itself
+    "systemd-udevd.service", "systemd-udevd-control.socket", "systemd-udevd-kernel.socket",
+    "systemd-udev-trigger.service", "systemd-modules-load.service", "console-getty.service", "getty.target",
+    "systemd-timesyncd.service",
+    "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service",
+    "fstrim.timer", "systemd-firstboot.service", "systemd-pstore.service", "remote-fs.target",
+)  # fmt: skip
+HOOKS = (
+    f'chroot "$1" systemctl --quiet disable {" ".join(DISABLED)}',
+    f'chroot "$1" systemctl --quiet mask {" ".join(MASKED)}',
+    # identities are each host's own; databases come from the seed
+    'rm -f "$1"/etc/ssh/ssh_host_* "$1/etc/hostname"; : > "$1/etc/machine-id"; rm -rf "$1/var/lib/mysql"/*',
+    'mkdir -p -m 700 "$1/root/.ssh"; mkdir -p "$1/opt/discovery-deploy"; rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap"',
+)
+KEPT_LINES = 12
+"""Lines of a failed program's output that its error quotes."""
+
+
+def digest(*parts: object) -> str:
+    """Short stable hash (16 hex digits of SHA-256) of JSON-able values."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def image_hash() -> str:
+    """Hash of the recipe: release, packages and changes. The day of the bake and the mirror are not in it."""
+    return digest(RELEASE, PACKAGES, NOT_SHIPPED, HOOKS)
+
+
+def base_image(cache: Path, progress: Progress) -> Path:
+    """The unpacked base tree, baked by mmdebstrap from this machine's own apt sources when the cache lacks it.
+
+    Args:
+        cache: directory of the cache; the tree is `images/<hash>` below it.
+        progress: takes one short line per step.
+    Returns:
+        The tree. Never write into it: it is the lower layer of running hosts.
+    Raises:
+        TestbedError: not root, mmdebstrap is missing or failed; the end of its log is quoted.
+    """
+    images = cache / "images"
+
+    def bake(tree: Path) -> None:
+        progress("baking the base image (about half a minute, once)")
+        log = images / f"{image_hash()}.log"
+        command = contained(bake_command(tree, apt_sources(), apt_acquire_options()))
+        run_logged(command, log, "the bake of the base image", steps(r"^I: (installing|extracting|down).*", progress))
+
+    return made_once(images / image_hash(), bake, "the base image", progress)
+
+
+def bake_command(tree: Path, sources: Mapping[str, str], apt_options: Sequence[str]) -> list[str]:
+    """The mmdebstrap command line that makes `tree`.
+
+    Args:
+        sources: suite -> address of its archive.
+        apt_options: apt configuration lines needed to reach the archives; not kept in the tree.
+    """
+    options = ["--mode=root", "--variant=minbase", "--format=directory", f"--include={','.join(PACKAGES)}"]
+    options += ["--dpkgopt=force-unsafe-io", '--aptopt=Acquire::Languages "none"']
+    options += [f"--dpkgopt=path-exclude={path}" for path in NOT_SHIPPED]
+    options += ["--dpkgopt=path-include=/usr/share/locale/locale.alias"]
+    options += [f"--aptopt={line}" for line in apt_options]
+    options += [f"--customize-hook={hook}" for hook in HOOKS]
+    lines = [f"deb {address} {suite} main" for suite, address in sources.items()]
+    return ["mmdebstrap", *options, RELEASE, str(tree), *lines]
+
+
+def apt_sources() -> dict[str, str]:
+    """Suite -> archive of the image: as this machine reaches them, else Debian's own addresses."""
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
+    try:
+        listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    except FileNotFoundError:
+        listed = ""
+    return choose_sources(listed)
+
+
+def choose_sources(listed: str) -> dict[str, str]:
+    """Suite -> archive, from lines `address release component` of `apt-get indextargets`. Pure."""
+    chosen = dict(SUITES)
+    for line in reversed(listed.splitlines()):
+        words = line.split()
+        if len(words) == 3 and words[1] in chosen and words[2] == "main" and words[0].startswith(("http:", "https:")):
+            chosen[words[1]] = words[0].rstrip("/")
+    return chosen
+
+
+def apt_acquire_options() -> list[str]:
+    """Lines of this machine's apt configuration that say how to reach archives (proxies, certificates)."""
+    try:
+        dump = subprocess.run(["apt-config", "dump", "Acquire"], capture_output=True, text=True, check=False).stdout
+    except FileNotFoundError:
+        return []
+    wanted = re.compile(r'^Acquire::https?::(Proxy|CaInfo|CaPath|Verify-Peer|Verify-Host)\S* ".+";$', re.IGNORECASE)
+    return [line for line in dump.splitlines() if wanted.match(line)]
+
+
+def made_once(target: Path, make: Callable[[Path], None], what: str, progress: Progress) -> Path:
+    """`target`, made by `make(temporary)` when it is not there; atomic, and by one process at a time.
+
+    What a killed maker left is removed by the next one, which holds the same lock.
+
+    Raises:
+        TestbedError: the cache cannot be written, or `make` raised it; nothing half-made stays.
+    """
+    if target.is_dir():
+        return target
+    temporary = target.parent / f".{target.name}.partial"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with (target.parent / f".{target.name}.lock").open("w") as lock:
+            _take(lock.fileno(), what, progress)
+            if not target.is_dir():
+                _remove(temporary)
+                try:
+                    make(temporary)
+                    temporary.rename(target)
+                finally:
+                    _remove(temporary)
+    except OSError as error:
+        raise TestbedError(
+            f"{what}: {error.filename or target.parent}: {error.strerror}",
+            "Free space or mend the permissions of the cache, or choose another with DISCOVERY_DEPLOY_CACHE.",
+        ) from error
+    return target
+
+
+def _take(lock: int, what: str, progress: Progress) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        progress(f"waiting for another process that makes {what}")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
+def _remove(tree: Path) -> None:
+    if tree.exists():
+        shutil.rmtree(tree)
+
+
+def contained(command: Sequence[str]) -> list[str]:
+    """`command` in mount and process namespaces of its own: mounts and processes end with it, and it with us."""
+    inner = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *command]
+    return ["setpriv", "--pdeathsig", "KILL", *inner]
+
+
+def steps(pattern: str, progress: Progress) -> Callable[[str], None]:
+    """Takes lines of output and passes on those that match, without their first word when it is a level."""
+
+    def take(line: str) -> None:
+        if re.match(pattern, line):
+            progress(re.sub(r"^[IWE]: ", "", line))
+
+    return take
+
+
+def run_logged(
+    command: Sequence[str],
+    log: Path,
+    what: str,
+    line_taken: Callable[[str], None],
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Run a program to its end; all it says goes to `log` and, line by line, to `line_taken`.
+
+    Raises:
+        TestbedError: it cannot be started, or failed; the end of its output is quoted.
+    """
+    if os.geteuid() != 0:
+        raise TestbedError(f"{what} needs root", "Run as root.")
+    lines: list[str] = []
+    try:
+        with log.open("w", encoding="utf-8") as kept, subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, errors="replace", env=environment, start_new_session=True,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            kept.write(f"$ {shlex.join(command)}\n")
+            for line in process.stdout:
+                kept.write(line)
+                lines = [*lines[1 - KEPT_LINES :], line.rstrip()]
+                line_taken(line.rstrip())
+    except FileNotFoundError as error:
+        raise TestbedError(f"{what}: {error.filename} is not installed", f"apt-get install {error.filename}") from error
+    if process.returncode:
+        tail = "\n    ".join(lines) or "(no output)"
+        if any("No space left on device" in line for line in lines):
+            raise TestbedError(f"{what} failed: the disk is full:\n    {tail}", "Free space, then run again.")
+        missing = re.search(r"failed to execute (\S+): No such file", tail)
+        if missing:
+            raise TestbedError(f"{what}: {missing[1]} is not installed", f"apt-get install {missing[1]}")
+        raise TestbedError(f"{what} failed (log: {log}):\n    {tail}", "Mend the cause, then run again.")
