@@ -7,6 +7,7 @@ In files each is a text with a unit, so that nobody has to guess.
 from __future__ import annotations
 
 import re
+from math import isfinite
 from typing import Annotated
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
@@ -23,15 +24,23 @@ def _parse(value: object, units: dict[str, float], example: str) -> float:
     text = str(value)
     match = _QUANTITY.match(text)
     if match is None:
-        raise ValueError(f'"{text}" is not a number with a unit; write for example "{example}"')
+        what = "is negative" if text.strip().startswith("-") else "is not a number with a unit"
+        raise ValueError(f'"{text}" {what}; write for example "{example}"')
     number, unit = match.groups()
     if not unit:
         hint = f"{number} {example.split()[1]}"
         raise ValueError(f'"{text}" has no unit; write for example "{hint}"')
     if unit not in units:
-        known = ", ".join(units)
-        raise ValueError(f'"{text}": unknown unit "{unit}"; known here: {known}')
-    return float(number) * units[unit]
+        raise ValueError(f'"{text}": unknown unit "{unit}"; {_known_units(unit, units)}')
+    quantity = float(number) * units[unit]
+    if not isfinite(quantity):
+        raise ValueError("the number is too large")
+    return quantity
+
+
+def _known_units(unit: str, units: dict[str, float]) -> str:
+    alike = [known for known in units if known.lower() == unit.lower()]
+    return f'did you mean "{alike[0]}"?' if alike else f"known here: {', '.join(units)}"
 
 
 def parse_duration(value: object) -> float:
@@ -41,7 +50,7 @@ def parse_duration(value: object) -> float:
 
 def parse_rate(value: object) -> float:
     """Bits per second of a text such as "20 Mbit/s" (decimal prefixes). Raises ValueError."""
-    rate = _parse(value, _RATE_BPS, "100 Mbit/s")
+    rate = float(round(_parse(value, _RATE_BPS, "100 Mbit/s")))
     if rate < 1000:
         raise ValueError(f'"{value}": a rate must be at least 1 kbit/s')
     return rate
@@ -56,7 +65,7 @@ def parse_ratio(value: object) -> float:
 
 
 def _number(value: float) -> str:
-    return f"{value:.6f}".rstrip("0").rstrip(".") or "0"
+    return f"{value:.9f}".rstrip("0").rstrip(".")
 
 
 def format_duration(seconds: float) -> str:
@@ -71,10 +80,8 @@ def format_duration(seconds: float) -> str:
 
 def format_rate(bps: float) -> str:
     """Text that `parse_rate` reads back, in the largest unit that keeps the number at 1 or more."""
-    for unit in ("Gbit/s", "Mbit/s", "kbit/s"):
-        if bps >= _RATE_BPS[unit]:
-            return f"{_number(bps / _RATE_BPS[unit])} {unit}"
-    return f"{_number(bps)} bit/s"
+    unit = next((unit for unit in ("Gbit/s", "Mbit/s", "kbit/s") if bps >= _RATE_BPS[unit]), "bit/s")
+    return f"{_number(bps / _RATE_BPS[unit])} {unit}"
 
 
 def format_ratio(ratio: float) -> str:
