@@ -39,6 +39,8 @@ class RunRecord(Strict):
 
     id: str
     """Stable text from scenario, setting and repetition: it names the run's folder."""
+    fingerprint: str = ""
+    """Hash of everything the run depends on; another one means that the record is of another campaign."""
     scenario: Scenario
     setting: SettingRecord
     repetition: int
