@@ -1,0 +1,208 @@
+"""The campaign as a list of things to do: settings, runs, and where client, database and WAN stand in each. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from discovery_deploy.fields import get_in, parse_path, set_in
+from discovery_deploy.model import Experiment, Factor, Scenario, Strict
+from discovery_deploy.records import Placement, SettingRecord
+from discovery_deploy.wan import PathShape
+
+_LONGEST_LABEL = 40
+_COST = ("deployment.release", "deployment.services", "deployment.backend", "deployment", "network")
+"""Beginnings of factor paths, the most expensive to change first."""
+
+
+class Setting(Strict):
+    """One combination of factor levels, and the experiment with those values in place."""
+
+    record: SettingRecord
+    experiment: Experiment
+
+
+class Run(Strict):
+    """A scenario to be run once in a setting."""
+
+    id: str
+    """Stable text, safe as a folder name: a digest in it covers all that decides what the run measures."""
+    scenario: Scenario
+    setting: Setting
+    repetition: int
+    """From 1."""
+
+
+def as_data(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as plain data with units, as its file could hold it."""
+    return experiment.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def get_at(experiment: Experiment, path: str) -> Any:
+    """The value at a factor path, as a file would hold it ("25 ms", {"type": "galera"}); None when it is left out.
+
+    Raises:
+        ValueError: not a path, or it leads through a missing list item.
+    """
+    return _value(as_data(experiment), path)
+
+
+def _value(data: Any, path: str) -> Any:
+    place = parse_path(path)
+    try:
+        parent = get_in(data, place[:-1])
+        return parent.get(place[-1]) if isinstance(parent, dict) else get_in(parent, place[-1:])
+    except LookupError:
+        raise ValueError(f'no "{path}" in the experiment') from None
+
+
+def set_at(experiment: Experiment, path: str, level: Any) -> Experiment:
+    """The experiment with another value at a factor path.
+
+    Raises:
+        ValueError: not a path, or (as pydantic.ValidationError) a level that does not fit there.
+    """
+    return _substitute(as_data(experiment), {path: level})
+
+
+def _substitute(data: Any, levels: Mapping[str, Any]) -> Experiment:
+    for path, level in levels.items():
+        try:
+            data = set_in(data, parse_path(path), level)
+        except LookupError:
+            raise ValueError(f'no "{path}" in the experiment') from None
+    return Experiment.model_validate(data)
+
+
+def settings(experiment: Experiment) -> tuple[Setting, ...]:
+    """Every combination of the factors' levels; without factors the one setting that the file itself is.
+
+    Ordered so that what is expensive to change changes least: deployment factors vary slowest, network factors
+    fastest, factors of equal cost and levels in the order of the file.
+
+    Raises:
+        ValueError: (as pydantic.ValidationError) a combination that is not an experiment.
+    """
+    factors = experiment.campaign.factors
+    data = as_data(experiment)
+    labels = level_labels(factors)
+    slowest_first = sorted(range(len(factors)), key=lambda index: (_cost(factors[index].path), index))
+    found = []
+    for choice in itertools.product(*(range(len(factors[index].levels)) for index in slowest_first)):
+        chosen = dict(zip(slowest_first, choice, strict=True))
+        values = {factor.path: factor.levels[chosen[index]] for index, factor in enumerate(factors)}
+        texts = {factor.path: labels[factor.path][chosen[index]] for index, factor in enumerate(factors)}
+        record = SettingRecord(label=", ".join(texts.values()), values=values, labels=texts)
+        found.append(Setting(record=record, experiment=_substitute(data, values)))
+    return tuple(found)
+
+
+def _cost(path: str) -> int:
+    return next((rank for rank, start in enumerate(_COST) if path.startswith(start)), len(_COST))
+
+
+def level_labels(factors: Sequence[Factor]) -> dict[str, tuple[str, ...]]:
+    """Factor path -> a short text for each level, different within the factor, understood without the path."""
+    last_keys = [_last_key(factor.path) for factor in factors]
+    labels = {}
+    for factor, last_key in zip(factors, last_keys, strict=True):
+        texts = [_level_label(factor.path, level) for level in factor.levels]
+        if last_keys.count(last_key) > 1:
+            texts = [f"{factor.path.split('.', 1)[-1]} {text}" for text in texts]
+        labels[factor.path] = tuple(
+            text if texts.count(text) == 1 else f"{text} ({number})" for number, text in enumerate(texts, 1)
+        )
+    return labels
+
+
+def _last_key(path: str) -> str:
+    return next(step for step in reversed(parse_path(path)) if isinstance(step, str))
+
+
+def _level_label(path: str, level: Any) -> str:
+    """Such as mariadb@paris, galera, 25 ms, cache none, default delay 25 ms loss 1 %."""
+    key = _last_key(path)
+    if isinstance(level, dict) and "type" in level:
+        rest = [str(value) for name, value in level.items() if name != "type"]
+        text = "@".join([str(level["type"]), *rest])
+    elif isinstance(level, dict):
+        text = " ".join([key, *(f"{name} {value}" for name, value in level.items())])
+    elif isinstance(level, list):
+        text = f"{key} {'+'.join(map(str, level))}"
+    else:
+        text = str(level) if key == "delay" else f"{key} {'unset' if level is None else level}"
+    return text if len(text) <= _LONGEST_LABEL else f"{key} {_digest(level)}"
+
+
+def runs(experiment: Experiment, of: Sequence[Setting] | None = None) -> tuple[Run, ...]:
+    """All runs of the campaign in the order in which they are made.
+
+    Setting by setting; in a setting all scenarios once, then all again for the next repetition, so that a slow
+    drift of the machine does not fall on one scenario alone.
+
+    Args:
+        experiment: whose campaign it is.
+        of: its settings, when they are at hand.
+    """
+    campaign = experiment.campaign
+    return tuple(
+        Run(id=run_id(scenario, setting, repetition), scenario=scenario, setting=setting, repetition=repetition)
+        for setting in (settings(experiment) if of is None else of)
+        for repetition in range(1, campaign.repetitions + 1)
+        for scenario in campaign.scenarios
+    )
+
+
+def run_id(scenario: Scenario, setting: Setting, repetition: int) -> str:
+    """Name of a run's folder, such as "create_and_list_users-galera-25-ms-1-0f3a9c1e".
+
+    Its digest covers the scenario with its arguments, the load, the sites, the network and the deployment: a run
+    that was made under other conditions never passes for this one.
+    """
+    experiment = setting.experiment
+    decides = as_data(experiment)
+    for key in ("name", "question"):
+        decides.pop(key, None)
+    decides["campaign"] = {"load": experiment.campaign.load, "bench_sites": experiment.bench_sites()}
+    decides["scenario"] = scenario.model_dump(mode="json")
+    words = [scenario.label, setting.record.label]
+    readable = "-".join(re.sub(r"[^A-Za-z0-9_.@]+", "-", word).strip("-.") for word in words if word)
+    return f"{readable[:120]}-{repetition}-{_digest(decides)}"
+
+
+def _digest(data: Any) -> str:
+    text = json.dumps(data, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def placement(experiment: Experiment, bench_site: str, shapes: Mapping[tuple[str, str], PathShape]) -> Placement:
+    """Where the client at a site, the database and the WAN stand to each other, as asked.
+
+    Args:
+        experiment: that of a setting.
+        bench_site: the site whose bench host runs Rally.
+        shapes: (source, destination) -> shape, for every ordered pair of sites.
+    """
+
+    def rtt_s(here: str, there: str) -> float:
+        return 0.0 if here == there else shapes[here, there].delay_s + shapes[there, here].delay_s
+
+    holders = experiment.database_sites()
+    nearest = min(holders, key=lambda site: (site != bench_site, rtt_s(bench_site, site), site))
+    return Placement(
+        bench_site=bench_site,
+        database_sites=holders,
+        nearest_database_site=nearest,
+        database_rtt_s=rtt_s(bench_site, nearest),
+        commit_rtt_s=max(rtt_s(nearest, other) for other in holders),
+        beside_only_database=holders == (bench_site,),
+    )
+
+
+def placements(experiment: Experiment, shapes: Mapping[tuple[str, str], PathShape]) -> tuple[Placement, ...]:
+    """The placement of every site where Rally runs."""
+    return tuple(placement(experiment, site, shapes) for site in experiment.bench_sites())

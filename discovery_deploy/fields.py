@@ -1,0 +1,219 @@
+"""The fields of an experiment as places: what may stand where, and paths such as `network.constraints[0].delay`.
+
+Works on the model's types and on plain data (what YAML and JSON hold), so that a file with mistakes can be walked too.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from discovery_deploy.model import Experiment, Strict
+from discovery_deploy.references import Place
+
+_STEP = re.compile(r"(?:^|\.)([a-z][a-z0-9_]*)|\[(0|[1-9][0-9]*)\]")
+_VARYING: tuple[Place, ...] = (("network", "default"), ("network", "constraints"), ("deployment",))
+_FIXED = {
+    "name": "the experiment keeps its name",
+    "question": "it changes nothing that is measured",
+    "provider": "hosts are reserved once, for all settings",
+    "sites": "hosts are reserved once, for all settings",
+    "campaign": "the campaign says what varies and cannot vary itself",
+    "network": "a factor is a field of `network.default` or `network.constraints`: all settings are verified alike",
+    "deployment": "a factor is one whole field of it, for example `deployment.backend`",
+}
+
+
+def parse_path(text: str) -> Place:
+    """Place of a path's text. Raises ValueError."""
+    place: list[str | int] = []
+    end = 0
+    while end < len(text):
+        step = _STEP.match(text, end)
+        if step is None:
+            break
+        key, index = step.groups()
+        place.append(key if key is not None else int(index))
+        end = step.end()
+    if end < len(text) or not place or not isinstance(place[0], str):
+        raise ValueError(f'"{text}" is not a path; write for example "network.default.delay"')
+    return tuple(place)
+
+
+def format_path(place: Place) -> str:
+    """Text of a place, which `parse_path` reads back."""
+    text = ""
+    for step in place:
+        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else step
+    return text
+
+
+def get_in(data: Any, place: Place) -> Any:
+    """What stands at a place of plain data. Raises LookupError when nothing does."""
+    for step in place:
+        fits = isinstance(data, list) if isinstance(step, int) else isinstance(data, dict)
+        if not fits:
+            raise LookupError(format_path(place))
+        data = data[step]
+    return data
+
+
+def set_in(data: Any, place: Place, value: Any) -> Any:
+    """Plain data with a value at a place; the data itself is not changed. Missing mappings on the way are made.
+
+    Raises:
+        LookupError: the way leads through a missing list item, or through a value that is no mapping or list.
+    """
+    if not place:
+        return value
+    step = place[0]
+    if isinstance(step, str):
+        if data is not None and not isinstance(data, dict):
+            raise LookupError(step)
+        mapping = data or {}
+        return {**mapping, step: set_in(mapping.get(step), place[1:], value)}
+    if not isinstance(data, list) or step >= len(data):
+        raise LookupError(step)
+    return [*data[:step], set_in(data[step], place[1:], value), *data[step + 1 :]]
+
+
+def key_of(name: str, field: FieldInfo) -> str:
+    """The key of a field as it stands in files."""
+    return field.alias or name
+
+
+def keys_of(model: type[Strict]) -> dict[str, FieldInfo]:
+    """Key in files -> field of a model."""
+    return {key_of(name, field): field for name, field in model.model_fields.items()}
+
+
+def alternatives(annotation: Any) -> tuple[Any, ...]:
+    """The types that an annotation admits, without None and without metadata."""
+    if get_origin(annotation) is Annotated:
+        return alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return tuple(kind for part in get_args(annotation) if part is not type(None) for kind in alternatives(part))
+    return (annotation,)
+
+
+def types_at(place: Place, data: Any = None, root: type[Strict] = Experiment) -> tuple[Any, ...]:
+    """Types that may stand at a place, () when the model has no such place.
+
+    Args:
+        place: where.
+        data: the plain data; where a model is chosen by its `type`, the data's choice is followed.
+        root: the model at the top.
+    """
+    admitted: tuple[Any, ...] = (root,)
+    for step in place:
+        admitted = tuple(kind for part in admitted for kind in _step_into(part, step))
+        data = data.get(step) if isinstance(data, dict) else _item(data, step)
+        admitted = _chosen(admitted, data)
+    return admitted
+
+
+def _item(data: Any, step: str | int) -> Any:
+    return data[step] if isinstance(data, list) and isinstance(step, int) and step < len(data) else None
+
+
+def _step_into(kind: Any, step: str | int) -> tuple[Any, ...]:
+    if isinstance(step, str):
+        field = keys_of(kind).get(step) if is_model(kind) else None
+        return alternatives(field.annotation) if field else ()
+    items = get_args(kind) if get_origin(kind) is tuple else ()
+    if len(items) == 2 and items[1] is Ellipsis:
+        return alternatives(items[0])
+    return alternatives(items[step]) if step < len(items) else ()
+
+
+def _chosen(admitted: tuple[Any, ...], data: Any) -> tuple[Any, ...]:
+    wanted = data.get("type") if isinstance(data, dict) else None
+    chosen = tuple(kind for kind in admitted if is_model(kind) and wanted in type_names(kind))
+    return chosen or admitted
+
+
+def is_model(kind: Any) -> bool:
+    """Whether a type is one of the model's objects."""
+    return isinstance(kind, type) and issubclass(kind, Strict)
+
+
+def type_names(model: type[Strict]) -> tuple[str, ...]:
+    """The values of a model's `type` by which it is chosen among others."""
+    field = model.model_fields.get("type")
+    return get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
+
+
+def near(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a mistyped one most probably meant."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), 1, 0.6)), None)
+
+
+def factor_paths(data: Any) -> list[str]:
+    """Paths of all fields that a factor may vary in an experiment, given as plain data."""
+    return [format_path(place) for place in _places_below((), data) if can_vary(place)]
+
+
+def _places_below(place: Place, data: Any) -> Iterator[Place]:
+    for kind in types_at(place, data):
+        if is_model(kind):
+            steps: list[str | int] = [*keys_of(kind)]
+        else:
+            steps = [*range(_length(data, place))] if get_origin(kind) is tuple else []
+        for step in steps:
+            yield (*place, step)
+            yield from _places_below((*place, step), data)
+
+
+def _length(data: Any, place: Place) -> int:
+    try:
+        items = get_in(data, place)
+    except LookupError:
+        return 0
+    return len(items) if isinstance(items, list) else 0
+
+
+def can_vary(place: Place) -> bool:
+    """Whether a factor may vary a place: fields of the deployment and of the WAN's shapes.
+
+    Not the hosts (they are reserved once, for all settings), not how the WAN is verified (all settings must be
+    judged alike), not the campaign (it says what varies), not a `type` alone (its other keys hang on it).
+    """
+    below = any(place[: len(start)] == start for start in _VARYING)
+    return below and place != ("deployment",) and place[-1] != "type"
+
+
+def factor_path_problem(text: str, data: Any) -> str | None:
+    """Why a text is not the path of a field that can vary, or None when it is one."""
+    try:
+        place = parse_path(text)
+    except ValueError as problem:
+        return str(problem)
+    for length in range(1, len(place) + 1):
+        if not types_at(place[:length], data):
+            return _no_such_field(text, place[: length - 1], place[length - 1], data)
+    if not can_vary(place):
+        return f'"{text}" cannot vary: {_FIXED[str(place[0])]}'
+    for length, step in enumerate(place):
+        if isinstance(step, int) and step >= _length(data, place[:length]):
+            parent = format_path(place[:length])
+            return f'no "{parent}[{step}]": {parent} has {_length(data, place[:length])}, counted from 0'
+    return None
+
+
+def _no_such_field(text: str, parent: Place, step: str | int, data: Any) -> str:
+    where = f'"{format_path(parent)}"' if parent else "an experiment"
+    known = factor_paths(data)
+    last = text.rsplit(".", 1)[-1]
+    likely = near(text, [path for path in known if path.endswith(f".{last}")]) or near(text, known)
+    hint = f'; did you mean "{likely}"?' if likely else _known_keys(parent, data)
+    return f'no field "{step}" in {where}{hint}'
+
+
+def _known_keys(place: Place, data: Any) -> str:
+    keys = [key for kind in types_at(place, data) if is_model(kind) for key in keys_of(kind)]
+    return f"; known there: {', '.join(dict.fromkeys(keys))}" if keys else ""
