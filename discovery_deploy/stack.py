@@ -1,0 +1,301 @@
+"""What hosts run, built once and cached: Python environments from lock files, and databases with a schema in them.
+
+Everything is built inside the base image, by the hosts' own Python and programs, under the very path where hosts see
+it (`/opt/discovery-deploy/<name>-<hash>`, read-only there), and named by the hash of all that went into it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from discovery_deploy.data import data_directory
+from discovery_deploy.errors import TestbedError
+from discovery_deploy.image import Progress, base_image, contained, digest, image_hash, made_once, run_logged
+from discovery_deploy.model import Strict
+
+__all__ = [
+    "Environment",
+    "base_image",
+    "cache_directory",
+    "database_hash",
+    "database_seed",
+    "environment_hash",
+    "image_hash",
+    "openstack_environment",
+    "rally_environment",
+]
+
+HOST_DIRECTORY = Path("/opt/discovery-deploy")
+"""Where hosts see `environments/` of the cache."""
+HOST_PYTHON = "/usr/bin/python3"
+CERTIFICATES = "/run/certificates.crt"
+RECIPE = 1
+"""Raise it when a build script below changes what it makes."""
+
+INDEX_VARIABLES = re.compile(
+    r"^(UV_(DEFAULT_INDEX|INDEX|INDEX_URL|EXTRA_INDEX_URL|INDEX_STRATEGY|INDEX_\w+_(USERNAME|PASSWORD)|INSECURE_HOST"
+    r"|SYSTEM_CERTS|NATIVE_TLS|HTTP_TIMEOUT|OFFLINE)|(https?|all|no)_proxy)$",
+    re.IGNORECASE,
+)
+"""Environment variables that say how this machine reaches its package index; builds get them, hosts do not."""
+
+BUILD_ENVIRONMENT = """\
+uv venv --quiet --allow-existing --no-python-downloads --python {python} "$PREFIX"
+uv pip install --require-hashes --no-build --no-deps --link-mode copy --compile-bytecode \
+    --python "$PREFIX/bin/python" --requirement "$LOCK"
+find "$PREFIX" -name '*.pyc' -print -quit | grep -q .
+"""
+
+# The seed: an empty Keystone as its own tools make it, without this machine's names and without a usable password.
+BUILD_DATABASE = r"""
+mkdir -p /run/mysqld && chown mysql: /run/mysqld
+mariadb-install-db --user=mysql --datadir=/var/lib/mysql --skip-test-db > /dev/null
+mariadbd --no-defaults --user=mysql --datadir=/var/lib/mysql --socket=/run/mysqld/seed.sock --skip-networking \
+    --innodb-fast-shutdown=0 --innodb-log-file-size=48M --innodb-flush-log-at-trx-commit=0 \
+    --innodb-autoextend-increment=1 \
+    --character-set-server=utf8mb3 --collation-server=utf8mb3_general_ci &
+server=$!
+sql() { mariadb --socket=/run/mysqld/seed.sock "$@"; }
+for _ in $(seq 300); do sql -e 'SELECT 1' > /dev/null 2>&1 && break; kill -0 $server; sleep 0.1; done
+echo "I: making Keystone's tables"
+sql -e "CREATE DATABASE keystone; GRANT ALL ON keystone.* TO seed@localhost IDENTIFIED BY 'seed'"
+mkdir /run/keys && head -c 32 /dev/urandom | base64 | tr '+/' '-_' > /run/keys/0
+cat > /run/seed.conf <<END
+[DEFAULT]
+use_stderr = true
+[database]
+connection = mysql+pymysql://seed:seed@localhost/keystone?unix_socket=/run/mysqld/seed.sock
+[fernet_tokens]
+key_repository = /run/keys
+[fernet_receipts]
+key_repository = /run/keys
+[credential]
+key_repository = /run/keys
+END
+"$OPENSTACK/bin/keystone-manage" --config-file /run/seed.conf db_sync
+echo "I: bootstrapping Keystone"
+OS_BOOTSTRAP_PASSWORD=$(tr -dc a-z0-9 < /dev/urandom | head -c 32) "$OPENSTACK/bin/keystone-manage" \
+    --config-file /run/seed.conf bootstrap --bootstrap-service-name keystone
+sql keystone -e "UPDATE password SET password_hash = '*'; DROP USER seed@localhost"
+sql -NBe 'SELECT VERSION()' > "$PREFIX/version"
+mariadb-admin --socket=/run/mysqld/seed.sock shutdown
+wait $server
+rm -f /var/lib/mysql/{ib_buffer_pool,*.err,*.pid}
+cp -a --sparse=always /var/lib/mysql "$PREFIX/datadir"
+"""
+
+
+class Environment(Strict):
+    """Something built once and seen by hosts, read-only."""
+
+    name: str
+    """`<kind>-<hash>`, its directory's name here and on hosts."""
+    hash: str
+    versions: dict[str, str]
+    """Package -> version of what is in it."""
+
+    @property
+    def path(self) -> str:
+        """Its directory on hosts."""
+        return str(HOST_DIRECTORY / self.name)
+
+
+def cache_directory() -> Path:
+    """Where content-addressed things are kept, shared by all experiments of this machine."""
+    return Path(os.environ.get("DISCOVERY_DEPLOY_CACHE") or "/var/cache/discovery-deploy")
+
+
+def openstack_environment(cache: Path, image: Path, release: str, progress: Progress) -> Environment:
+    """The Python environment with an OpenStack release, built from `locks/openstack-<release>.txt` if not cached.
+
+    Args:
+        cache: directory of the cache.
+        image: base tree of the hosts; its Python makes the environment.
+        release: OpenStack release, e.g. "2025.1".
+        progress: takes one short line per step.
+    Raises:
+        TestbedError: a package could not be had, or the build failed; the end of its output is quoted.
+    """
+    return _python_environment(cache, image, "openstack", lock_text(f"openstack-{release}"), progress)
+
+
+def rally_environment(cache: Path, image: Path, progress: Progress) -> Environment:
+    """The Python environment with Rally, built from `locks/rally.txt` if not cached. As `openstack_environment`."""
+    return _python_environment(cache, image, "rally", lock_text("rally"), progress)
+
+
+def database_seed(cache: Path, image: Path, openstack: Environment, progress: Progress) -> Environment:
+    """MariaDB's data directory with the tables of an OpenStack environment, made by its own tools if not cached.
+
+    It holds no secret, no address and no name of an experiment: deployment gives it users, a password and endpoints.
+    Hosts copy `datadir/` from it, in which every copy is the same state, so that Galera needs no transfer of state.
+
+    Raises:
+        TestbedError: the build failed; the end of its output is quoted.
+    """
+    hash_ = database_hash(image.name, openstack.hash)
+    target = cache / "environments" / f"database-{hash_}"
+
+    def build(partial: Path) -> None:
+        progress("making the databases' first content")
+        variables = {"OPENSTACK": openstack.path, "HOME": "/root"}
+        _build(cache, image, partial, target.name, BUILD_DATABASE, variables, {}, progress)
+
+    made_once(target, build, "the databases' first content", progress)
+    version = (target / "version").read_text(encoding="utf-8").strip()
+    return Environment(name=target.name, hash=hash_, versions={"mariadb": version})
+
+
+def environment_hash(kind: str, image: str, release: str = "") -> str:
+    """Hash of an environment, known without building it.
+
+    Args:
+        kind: `openstack` or `rally`.
+        image: hash of the base image.
+        release: OpenStack release; empty for Rally.
+    """
+    return digest(RECIPE, kind, image, BUILD_ENVIRONMENT, lock_text(f"{kind}-{release}" if release else kind))
+
+
+def database_hash(image: str, openstack: str) -> str:
+    """Hash of the databases' first content, from the hashes of the base image and of the OpenStack environment."""
+    return digest(RECIPE, "database", image, openstack, BUILD_DATABASE)
+
+
+def lock_text(name: str) -> str:
+    """Text of a lock file of this package. Raises TestbedError when there is none."""
+    path = data_directory("locks") / f"{name}.txt"
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise TestbedError(f"there is no lock file {path}", "Ask for a release that has one.") from None
+
+
+def lock_versions(text: str) -> dict[str, str]:
+    """Package -> version, from a lock file's text. Pure."""
+    return dict(re.findall(r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)", text, re.MULTILINE))
+
+
+def _python_environment(cache: Path, image: Path, kind: str, lock: str, progress: Progress) -> Environment:
+    hash_ = digest(RECIPE, kind, image.name, BUILD_ENVIRONMENT, lock)
+    target = cache / "environments" / f"{kind}-{hash_}"
+
+    def build(partial: Path) -> None:
+        progress(f"building the {kind} environment (once)")
+        downloads = cache / "downloads"
+        downloads.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()
+        (partial / "lock.txt").write_text(lock, encoding="utf-8")
+        variables = {
+            **index_variables(os.environ),
+            "UV_CACHE_DIR": "/run/downloads",
+            "UV_COMPILE_BYTECODE_TIMEOUT": "600",
+            "PYC_INVALIDATION_MODE": "UNCHECKED_HASH",
+            "LOCK": f"{HOST_DIRECTORY / target.name}/lock.txt",
+        }
+        binds = {uv_program(): Path("/usr/local/bin/uv"), downloads: Path("/run/downloads")}
+        script = BUILD_ENVIRONMENT.format(python=HOST_PYTHON)
+        _build(cache, image, partial, target.name, script, variables, binds, progress)
+
+    made_once(target, build, f"the {kind} environment", progress)
+    return Environment(name=target.name, hash=hash_, versions=lock_versions(lock))
+
+
+def index_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables of this machine that say how to reach its package index, for a build. Pure.
+
+    pip's own settings count where uv's are not given; local directories are left out (a build does not see them).
+    """
+    chosen = {name: value for name, value in environment.items() if INDEX_VARIABLES.match(name)}
+    for pip, uv in (("PIP_INDEX_URL", "UV_DEFAULT_INDEX"), ("PIP_EXTRA_INDEX_URL", "UV_INDEX")):
+        value = environment.get(pip, "")
+        if value.startswith(("http://", "https://")) and not {"UV_INDEX_URL", "UV_EXTRA_INDEX_URL", uv} & set(chosen):
+            chosen[uv] = value
+    return chosen
+
+
+def uv_program() -> Path:
+    """The uv beside this Python, or on PATH. Raises TestbedError."""
+    beside = Path(sys.executable).parent / "uv"
+    found = str(beside) if beside.exists() else shutil.which("uv")
+    if found is None:
+        raise TestbedError("uv is not installed", f"{sys.executable} -m pip install uv")
+    return Path(found).resolve()
+
+
+def sandbox_script(image: Path, work: Path, binds: Mapping[Path, Path], certificates: Path | None, command: str) -> str:
+    """Shell text that runs `command` in a throw-away layer over the image. Pure.
+
+    Args:
+        image: the base tree; only read.
+        work: an empty directory; nothing is left in it.
+        binds: path here -> path inside, visible both ways.
+        certificates: this machine's bundle of certificate authorities.
+        command: shell text that runs inside, as root, with this machine's network.
+    """
+    root = f"{work}/root"
+    lines = [
+        "set -e",
+        f"mount -t tmpfs -o mode=755 tmpfs {shlex.quote(str(work))}",
+        f"mkdir {work}/upper {work}/work {root}",
+        f"cd {shlex.quote(str(image.parent))}",
+        f"mount -t overlay -o lowerdir={image.name},upperdir={work}/upper,workdir={work}/work overlay {root}",
+        f"mount --rbind /dev {root}/dev",
+        f"mount -t proc proc {root}/proc",
+        f"cp -L /etc/resolv.conf /etc/hosts {root}/etc/",
+    ]
+    if certificates is not None:
+        lines.append(f"cp -L {shlex.quote(str(certificates))} {root}{CERTIFICATES}")
+    for here, inside in sorted(binds.items()):
+        make = "mkdir -p" if here.is_dir() else "touch"
+        lines += [f"{make} {root}{inside}", f"mount --bind {shlex.quote(str(here))} {root}{inside}"]
+    lines.append(f"exec chroot {root} /bin/bash -euo pipefail -c {shlex.quote(command)}")
+    return "\n".join(lines) + "\n"
+
+
+def _build(
+    cache: Path,
+    image: Path,
+    partial: Path,
+    name: str,
+    script: str,
+    variables: Mapping[str, str],
+    binds: Mapping[Path, Path],
+    progress: Progress,
+) -> None:
+    """Run a build script inside the image; it writes into `$PREFIX`, which is `partial` here."""
+    partial.mkdir(exist_ok=True)
+    certificates = certificate_bundle()
+    inside = {**binds, partial: HOST_DIRECTORY / name}
+    for other in sorted((cache / "environments").glob("openstack-*")):
+        inside[other] = HOST_DIRECTORY / other.name
+    environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+    environment |= {"PREFIX": str(HOST_DIRECTORY / name), "HOME": "/root", **variables}
+    if certificates is not None:
+        environment["SSL_CERT_FILE"] = CERTIFICATES
+    with tempfile.TemporaryDirectory(prefix="discovery-deploy-") as work:
+        text = sandbox_script(image, Path(work), inside, certificates, script)
+        command = contained(["/bin/sh", "-c", text])
+
+        def step(line: str) -> None:
+            if line.startswith(("I: ", "Installed ", "Prepared ", "Bytecode compiled ")):
+                progress(line.removeprefix("I: "))
+
+        run_logged(command, cache / "environments" / f"{name}.log", f"the build of {name}", step, environment)
+    (partial / "built.json").write_text(json.dumps({"image": image.name}) + "\n", encoding="utf-8")
+
+
+def certificate_bundle() -> Path | None:
+    """This machine's bundle of certificate authorities, or None."""
+    for place in (os.environ.get("SSL_CERT_FILE"), "/etc/ssl/certs/ca-certificates.crt"):
+        if place and Path(place).is_file():
+            return Path(place)
+    return None
