@@ -1,0 +1,239 @@
+"""How fast it is: measures and writes docs/benchmarks.md, with the machine's facts. Run by `make bench` as root.
+
+Each measurement is one run of the real thing; numbers of one table come from one session, so compare them as ratios.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from discovery_deploy.provenance import machine_facts, tool_commit  # noqa: E402
+
+TARGET = ROOT / "docs" / "benchmarks.md"
+SITES = ("nantes", "rennes", "lyon", "lille", "nancy", "sophia", "grenoble", "luxembourg", "toulouse", "bordeaux",
+         "reims", "orsay", "strasbourg", "brest", "limoges", "dijon")  # fmt: skip
+
+
+def experiment(name: str, sites: int, backend: dict[str, Any], delays: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A small experiment: `sites` sites with one host each, and a run of token requests per delay."""
+    factors = [{"path": "network.default.delay", "levels": list(delays)}] if delays else []
+    return {
+        "name": name,
+        "sites": [{"name": site} for site in SITES[:sites]],
+        "network": {"default": {"delay": "10 ms"}, "verify": {"rtt_tolerance": "3 ms"}},
+        "deployment": {"backend": backend, "workers": 1},
+        "campaign": {
+            "bench_site": SITES[1],
+            "factors": factors,
+            "scenarios": [{"task": "keystone/authenticate_user_and_validate_token", "times": 5}] if delays else [],
+        },
+    }
+
+
+class Bench:
+    """Runs the command line in a folder of its own and keeps what was measured."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.rows: list[tuple[str, str, str]] = []
+        self.environment = {**os.environ, "DISCOVERY_DEPLOY_STATE": str(folder / "state")}
+
+    def row(self, what: str, value: str, where: str = "") -> None:
+        """One line of the table; also shown at once."""
+        self.rows.append((what, value, where))
+        print(f"{what}: {value}  {where}", flush=True)
+
+    def tool(self, *words: str, **environment: str) -> float:
+        """Run the command; its seconds."""
+        started = time.monotonic()
+        done = subprocess.run([sys.executable, "-m", "discovery_deploy", *words], cwd=self.folder,
+                              env={**self.environment, "PYTHONPATH": str(ROOT), **environment},
+                              stdin=subprocess.DEVNULL, capture_output=True, text=True)  # fmt: skip
+        if done.returncode:
+            raise SystemExit(f"{' '.join(words)}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return time.monotonic() - started
+
+    def write(self, content: dict[str, Any]) -> str:
+        """Write an experiment file; its name."""
+        path = self.folder / f"{content['name']}.yaml"
+        path.write_text(json.dumps(content, indent=1))
+        return path.name
+
+    def phases(self, name: str) -> dict[str, float]:
+        """Phase -> seconds of its last execution."""
+        state = json.loads((self.folder / "results" / name / "state.json").read_text())
+        return {phase: record["seconds"] for phase, record in state["phases"].items()}
+
+    @contextmanager
+    def released(self, name: str) -> Iterator[None]:
+        """Release an experiment whatever happens."""
+        try:
+            yield
+        finally:
+            self.row(f"release {name}", f"{self.tool('release', name):.1f} s")
+
+
+def _split(phases: dict[str, float]) -> str:
+    return ", ".join(f"{phase} {seconds:.1f}" for phase, seconds in phases.items())
+
+
+def memory_mb(plan: Path) -> float:
+    """Proportional memory of all processes in an experiment's hosts, in MB."""
+    shown = subprocess.run([sys.executable, "-m", "discovery_deploy.containers", "status", str(plan)],
+                           capture_output=True, text=True, check=True, cwd=ROOT)  # fmt: skip
+    total_kb = 0
+    pids = {pid for host in json.loads(shown.stdout).values() for pid in host.get("pids", [])}
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = path.read_text()
+        except OSError:
+            continue
+        children.setdefault(int(text.rpartition(")")[2].split()[1]), []).append(int(path.parent.name))
+    todo = list(pids)
+    while todo:
+        for child in children.get(todo.pop(), []):
+            if child not in pids:
+                pids.add(child)
+                todo.append(child)
+    for pid in pids:
+        try:
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total_kb += int(line.split()[1])
+        except OSError:
+            continue
+    return total_kb / 1024
+
+
+def bare_to_report(bench: Bench) -> None:
+    """The quickstart from empty caches, then with warm ones."""
+    quickstart = ROOT / "experiments" / "quickstart.yaml"
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as cache:
+        seconds = bench.tool("run", str(quickstart), DISCOVERY_DEPLOY_CACHE=cache)
+        bench.row("quickstart, empty caches, to the report", f"{seconds:.0f} s", _split(bench.phases("quickstart")))
+        with bench.released("quickstart"):
+            subprocess.run(["rm", "-rf", str(bench.folder / "results" / "quickstart")], check=True)
+    seconds = bench.tool("run", str(quickstart))
+    with bench.released("quickstart"):
+        bench.row("quickstart, warm caches, to the report", f"{seconds:.0f} s", "8 runs of Rally included")
+
+
+def warm_deployments(bench: Bench) -> None:
+    """Reserve to verify with warm caches, and what one more site costs."""
+    cost: dict[tuple[str, int], tuple[float, float]] = {}
+    for label, backend in (("mariadb", {"type": "mariadb", "site": SITES[0]}), ("galera", {"type": "galera"})):
+        for sites in (3, 4):
+            name = f"warm-{label}-{sites}"
+            file = bench.write(experiment(name, sites, backend))
+            with bench.released(name):
+                seconds = bench.tool("verify", file)
+                used_mb = memory_mb(bench.folder / "state" / name / "plan.json")
+                cost[label, sites] = (seconds, used_mb)
+                bench.row(f"{sites} Keystone sites, {label}, warm: the command `verify`, whole", f"{seconds:.1f} s",
+                          f"{_split(bench.phases(name))}; {used_mb / sites:.0f} MB a site")  # fmt: skip
+        more_s, more_mb = (cost[label, 4][index] - cost[label, 3][index] for index in (0, 1))
+        bench.row(f"one more Keystone site, {label}", f"{more_s:.1f} s", f"{more_mb:.0f} MB")
+
+
+def reserved_hosts(bench: Bench) -> None:
+    """3 and 16 hosts reserved, image cached."""
+    for sites in (3, 16):
+        name = f"reserve-{sites}"
+        file = bench.write(experiment(name, sites, {"type": "mariadb", "site": SITES[0]}))
+        with bench.released(name):
+            bench.tool("reserve", file)
+            bench.row(f"{sites} hosts reserved", f"{bench.phases(name)['reserve']:.1f} s", "image cached")
+
+
+def campaign_point(bench: Bench) -> None:
+    """What a point that changes only the delay costs besides Rally."""
+    name = "points"
+    file = bench.write(experiment(name, 3, {"type": "mariadb", "site": SITES[0]}, ("0 ms", "5 ms", "10 ms")))
+    with bench.released(name):
+        bench.tool("run", file)
+    journal = [
+        json.loads(line) for line in (bench.folder / "results" / name / "journal.jsonl").read_text().splitlines()
+    ]
+    at = [(datetime.fromisoformat(entry["at"]), entry["event"]) for entry in journal]
+    ends = [moment for moment, event in at if event == "run ended"]
+    starts = [moment for moment, event in at if event == "run started"]
+    load_s = []
+    for path in sorted((bench.folder / "results" / name / "runs").glob("*/*/rally.json")):
+        workload = json.loads(path.read_text())["tasks"][0]["subtasks"][0]["workloads"][0]
+        load_s.append(float(workload["full_duration"]))
+    whole_s = (ends[-1] - ends[0]).total_seconds()
+    besides = whole_s / (len(ends) - 1) - sum(load_s[1:]) / max(1, len(load_s) - 1)
+    gaps = [(start - end).total_seconds() for end, start in zip(ends, starts[1:], strict=False)]
+    bench.row("a campaign point that changes only the delay, besides Rally's own run", f"{besides:.1f} s",
+              f"of which {sum(gaps) / len(gaps):.1f} s between two runs (constrain, verify)")  # fmt: skip
+
+
+def wan_alone(bench: Bench) -> None:
+    """A latency change with verification on 3, 16 and 64 sites without hosts."""
+    shown = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "wan.py")], capture_output=True, text=True,
+                           check=True, env={**bench.environment, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    for line in shown.stdout.splitlines():
+        entry = json.loads(line)
+        bench.row(f"WAN alone: {entry['name']}", f"{entry['seconds']:.2f} s")
+
+
+PARTS = {
+    "reserve": reserved_hosts,
+    "deploy": warm_deployments,
+    "points": campaign_point,
+    "wan": wan_alone,
+    "quickstart": bare_to_report,
+}
+
+
+def page(bench: Bench) -> str:
+    """Text of docs/benchmarks.md."""
+    facts = ", ".join(f"{name} {value}" for name, value in machine_facts().items())
+    load = "/".join(f"{value:.1f}" for value in os.getloadavg())
+    lines = [
+        "# How fast it is",
+        "",
+        "Made by `make bench` (benchmarks/bench.py): one run of each, in one session. Machines are noisy: compare",
+        "ratios inside this table, not with other days.",
+        "",
+        f"* Machine: {facts}.",
+        f"* Measured {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC, commit {tool_commit()}, load average {load}.",
+        "",
+        "| what | measured | details |",
+        "|---|---|---|",
+        *(f"| {what} | {value} | {where} |" for what, value, where in bench.rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure the asked parts (default: all) and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which measurements; default: all")
+    parser.add_argument("--output", type=Path, default=TARGET)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="discovery-bench-") as folder:
+        bench = Bench(Path(folder))
+        for name in arguments.parts or PARTS:
+            PARTS[name](bench)
+        arguments.output.write_text(page(bench))
+    print(f"written: {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()
