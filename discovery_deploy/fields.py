@@ -6,6 +6,7 @@ Works on the model's types and on plain data (what YAML and JSON hold), so that 
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import types
 from collections.abc import Iterable, Iterator
@@ -217,3 +218,20 @@ def _no_such_field(text: str, parent: Place, step: str | int, data: Any) -> str:
 def _known_keys(place: Place, data: Any) -> str:
     keys = [key for kind in types_at(place, data) if is_model(kind) for key in keys_of(kind)]
     return f"; known there: {', '.join(dict.fromkeys(keys))}" if keys else ""
+
+
+@functools.cache
+def homes_of(key: str) -> tuple[str, ...]:
+    """Where a key belongs, for a key that stands elsewhere: paths such as "network.default", "sites[]"."""
+    return tuple(dict.fromkeys(place for place, keys in _objects("", Experiment) if key in keys and place))
+
+
+def _objects(path: str, model: type[Strict]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    yield path, tuple(keys_of(model))
+    for key, field in keys_of(model).items():
+        below = f"{path}.{key}" if path else key
+        for kind in alternatives(field.annotation):
+            items = get_args(kind)[:1] if get_origin(kind) is tuple else (kind,)
+            for item in items:
+                if is_model(item):
+                    yield from _objects(below if item is kind else f"{below}[]", item)
