@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from discovery_deploy.fields import get_in, parse_path, set_in
+from discovery_deploy.fields import format_path, get_in, parse_path, set_in
 from discovery_deploy.model import Experiment, Factor, Scenario, Strict
 from discovery_deploy.records import Placement, SettingRecord
 from discovery_deploy.wan import PathShape
@@ -89,7 +89,7 @@ def settings(experiment: Experiment) -> tuple[Setting, ...]:
     """
     factors = experiment.campaign.factors
     data = as_data(experiment)
-    labels = level_labels(factors)
+    labels = level_labels(experiment)
     slowest_first = sorted(range(len(factors)), key=lambda index: (_cost(factors[index].path), index))
     found = []
     for choice in itertools.product(*(range(len(factors[index].levels)) for index in slowest_first)):
@@ -105,18 +105,29 @@ def _cost(path: str) -> int:
     return next((rank for rank, start in enumerate(_COST) if path.startswith(start)), len(_COST))
 
 
-def level_labels(factors: Sequence[Factor]) -> dict[str, tuple[str, ...]]:
+def level_labels(experiment: Experiment) -> dict[str, tuple[str, ...]]:
     """Factor path -> a short text for each level, different within the factor, understood without the path."""
+    factors = experiment.campaign.factors
     last_keys = [_last_key(factor.path) for factor in factors]
     labels = {}
     for factor, last_key in zip(factors, last_keys, strict=True):
-        texts = [_level_label(factor.path, level) for level in factor.levels]
-        if last_keys.count(last_key) > 1:
-            texts = [f"{factor.path.split('.', 1)[-1]} {text}" for text in texts]
+        prefix = _pair(experiment, factor.path)
+        if not prefix and last_keys.count(last_key) > 1:
+            prefix = format_path(parse_path(factor.path)[1:-1])
+        texts = [f"{prefix} {_level_label(factor.path, level)}".strip() for level in factor.levels]
         labels[factor.path] = tuple(
             text if texts.count(text) == 1 else f"{text} ({number})" for number, text in enumerate(texts, 1)
         )
     return labels
+
+
+def _pair(experiment: Experiment, path: str) -> str:
+    """Such as "nantes-lyon" or "nantes->lyon" for a field of a constraint, "" for others."""
+    match parse_path(path):
+        case ("network", "constraints", int(index), "delay" | "jitter" | "loss" | "rate"):
+            pairs = experiment.network.constraints[index].ordered_pairs()
+            return ("->" if len(pairs) == 1 else "-").join(pairs[0])
+    return ""
 
 
 def _last_key(path: str) -> str:
