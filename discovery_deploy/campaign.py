@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from discovery_deploy.fields import format_path, get_in, parse_path, set_in
-from discovery_deploy.model import Experiment, Factor, Scenario, Strict
+from discovery_deploy.model import Experiment, Scenario, Strict
 from discovery_deploy.records import Placement, SettingRecord
 from discovery_deploy.wan import PathShape
 
@@ -125,6 +125,10 @@ def _pair(experiment: Experiment, path: str) -> str:
     """Such as "nantes-lyon" or "nantes->lyon" for a field of a constraint, "" for others."""
     match parse_path(path):
         case ("network", "constraints", int(index), "delay" | "jitter" | "loss" | "rate"):
+            start = f"network.constraints[{index}]."
+            varied = {factor.path.removeprefix(start).split("[")[0] for factor in experiment.campaign.factors}
+            if varied & {"between", "from", "to"}:
+                return f"constraints[{index}]"
             pairs = experiment.network.constraints[index].ordered_pairs()
             return ("->" if len(pairs) == 1 else "-").join(pairs[0])
     return ""

@@ -13,6 +13,7 @@ from discovery_deploy import campaign, mistakes
 from discovery_deploy.fields import factor_path_problem, format_path, near, parse_path, set_in
 from discovery_deploy.model import Experiment
 from discovery_deploy.references import Mistake, Place
+from discovery_deploy.wording import shown
 
 MOST_SETTINGS = 10_000
 """More settings than anybody waits for; it keeps `check` short."""
@@ -23,7 +24,7 @@ class TaskTemplate(Protocol):
 
     @property
     def arguments(self) -> Mapping[str, Any]:
-        """Arguments that it declares, with their defaults."""
+        """Arguments that it declares; each may have a `default`, whose type is then that of every value."""
 
 
 def find(data: Any, tasks: Mapping[str, TaskTemplate] | None) -> list[Mistake]:
@@ -57,10 +58,19 @@ def _scenario_mistakes(data: Any, tasks: Mapping[str, TaskTemplate]) -> Iterator
             yield Mistake((*place, "task"), f'no task "{name}"; {_hint(name, tasks)}')
             continue
         given = scenario.get("args")
-        for argument in given if isinstance(given, dict) else ():
-            if argument not in template.arguments:
-                message = f'{name} has no argument "{argument}"; {_hint(argument, template.arguments)}'
-                yield Mistake((*place, "args", argument), message)
+        for argument, value in given.items() if isinstance(given, dict) else ():
+            problem = _argument_problem(argument, value, template.arguments)
+            if problem:
+                yield Mistake((*place, "args", argument), f"{name} {problem}")
+
+
+def _argument_problem(argument: str, value: Any, declared: Mapping[str, Any]) -> str | None:
+    if argument not in declared:
+        return f'has no argument "{argument}"; {_hint(argument, declared)}'
+    default = getattr(declared[argument], "default", None)
+    if default is None or type(value) is type(default) or (isinstance(default, float) and type(value) is int):
+        return None
+    return f"takes {json.dumps(default)}, for example, not {shown(value)}"
 
 
 def _hint(name: str, known: Mapping[str, Any]) -> str:

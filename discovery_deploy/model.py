@@ -231,6 +231,13 @@ class Scenario(Strict):
     concurrency: Count = Field(1, ge=1, le=256, description="Iterations at the same time (at each loading site).")
     args: dict[str, Any] = Field({}, description="Arguments that the task declares.")
 
+    @model_validator(mode="after")
+    def _enough_iterations(self) -> Scenario:
+        if self.concurrency > self.times:
+            message = f"{self.concurrency} at the same time, of only {self.times} iterations"
+            refuse([Mistake(("concurrency",), message)])
+        return self
+
     @property
     def label(self) -> str:
         """Short name for tables: the task without its folder."""
