@@ -111,7 +111,8 @@ def _factor_mistakes(data: Any) -> Iterator[Mistake]:
             yield from found
             right.update({} if found else {index: level})
         varied.append(_Varied(where, place, right))
-    yield from _combination_mistakes(data, varied)
+    if varied:
+        yield from _combination_mistakes(data, varied)
 
 
 def _overlaps(where: Place, place: Place, others: Iterable[Place]) -> Iterator[Mistake]:
@@ -140,7 +141,7 @@ def _combination_mistakes(data: Any, varied: list[_Varied]) -> Iterator[Mistake]
     if count > MOST_SETTINGS:
         yield Mistake(("campaign", "factors"), f"{count} settings; at most {MOST_SETTINGS}")
         return
-    already = _known(data) if varied else set()
+    already = _known(data)
     settings: dict[tuple[Place, str], list[tuple[int, ...]]] = defaultdict(list)
     for chosen in itertools.product(*(one.levels for one in varied)):
         for mistake in _known(_with_levels(data, varied, chosen)) - already:

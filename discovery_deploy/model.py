@@ -176,7 +176,7 @@ class Network(Strict):
     constraints: tuple[Constraint, ...] = Field(
         (), description="Shapes of single pairs; what a constraint leaves out comes from the default."
     )
-    verify: Verify = Field(Verify(), description="How it is measured.")
+    verify: Verify = Field(Verify(), description="How the WAN is measured.")
 
     @model_validator(mode="after")
     def _each_pair_once(self) -> Network:
@@ -290,9 +290,9 @@ class Experiment(Strict):
     question: str = Field("", description="The question it answers, for the report.")
     provider: Provider = Field(Provider(), description="Where machines come from.")
     sites: tuple[Site, ...] = Field(min_length=1, max_length=64, description="The emulated places.")
-    network: Network = Field(Network(), description="The WAN between them.")
-    deployment: Deployment = Field(description="What is deployed on them.")
-    campaign: Campaign = Field(Campaign(), description="What is measured.")
+    network: Network = Field(Network(), description="The WAN between the sites.")
+    deployment: Deployment = Field(description="What is deployed on the sites.")
+    campaign: Campaign = Field(Campaign(), description="What is measured, over which settings.")
 
     @model_validator(mode="after")
     def _references(self) -> Experiment:

@@ -131,6 +131,7 @@ def _lacking_bench(experiment: Experiment) -> Iterable[Mistake]:
     for name in experiment.bench_sites():
         for index, site in enumerate(experiment.sites):
             if site.name == name and not site.first("bench"):
-                yield Mistake(where, f'site "{name}" has no host with the role bench', (("sites", index, "hosts"),))
+                rests_on: tuple[Place, ...] = (("sites", index, "hosts"), ("campaign", "load"))
+                yield Mistake(where, f'site "{name}" has no host with the role bench', rests_on)
     if not experiment.bench_sites():
         yield Mistake(("campaign", "load"), "no site has a host with the role bench", (("sites",),))

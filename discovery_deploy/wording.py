@@ -87,7 +87,9 @@ def _unknown_key(place: Place, data: Any) -> Finding:
     ours = [key_of(key, kind.model_fields[key]) for kind in models if key in kind.model_fields]
     meant = ours[0] if ours else near(key, known)
     homes = homes_of(key)
-    if meant:
+    if any(key in keys_of(kind) for kind in types_at(place[:-1])):
+        hint = f"not with type {get_in(data, place[:-1])['type']}, whose keys are: {', '.join(known)}"
+    elif meant:
         hint = f'did you mean "{meant}"?'
     elif 0 < len(homes) <= 2:
         hint = f"it belongs into {' or '.join(homes)}"
