@@ -223,15 +223,16 @@ def _known_keys(place: Place, data: Any) -> str:
 @functools.cache
 def homes_of(key: str) -> tuple[str, ...]:
     """Where a key belongs, for a key that stands elsewhere: paths such as "network.default", "sites[]"."""
-    return tuple(dict.fromkeys(place for place, keys in _objects("", Experiment) if key in keys and place))
+    return tuple(dict.fromkeys(place for place, model in objects() if key in keys_of(model) and place))
 
 
-def _objects(path: str, model: type[Strict]) -> Iterator[tuple[str, tuple[str, ...]]]:
-    yield path, tuple(keys_of(model))
+def objects(path: str = "", model: type[Strict] = Experiment) -> Iterator[tuple[str, type[Strict]]]:
+    """Every object of an experiment file, as (path, model), in the order of the file; "[]" stands for an item."""
+    yield path, model
     for key, field in keys_of(model).items():
         below = f"{path}.{key}" if path else key
         for kind in alternatives(field.annotation):
             items = get_args(kind)[:1] if get_origin(kind) is tuple else (kind,)
             for item in items:
                 if is_model(item):
-                    yield from _objects(below if item is kind else f"{below}[]", item)
+                    yield from objects(below if item is kind else f"{below}[]", item)

@@ -85,10 +85,14 @@ class Site(Strict):
 class Shape(Strict):
     """What a one-way path does to packets. A value left out is not shaped."""
 
-    delay: Duration | None = Field(None, description="One-way delay; the round trip gets it twice when symmetric.")
-    jitter: Duration | None = Field(None, description="Standard variation of the one-way delay (netem's jitter).")
-    loss: Ratio | None = Field(None, description="Share of packets lost one way.")
-    rate: Rate | None = Field(None, description="Rate limit one way.")
+    delay: Duration | None = Field(
+        None, description="One-way delay, at most 60 s; the round trip gets that of both ways."
+    )
+    jitter: Duration | None = Field(
+        None, description="Standard variation of the one-way delay (netem's jitter), at most 60 s."
+    )
+    loss: Ratio | None = Field(None, description="Share of packets lost, one way.")
+    rate: Rate | None = Field(None, description="Rate limit, one way; at least 1 kbit/s.")
 
     @field_validator("delay", "jitter")
     @classmethod
@@ -106,13 +110,16 @@ def _within(value_s: float, least_s: float, most_s: float) -> float:
 class DefaultShape(Shape):
     """The shape of every ordered pair of sites that no constraint names."""
 
-    delay: Duration = Field(0.0, description="One-way delay between any two sites.")
+    delay: Duration = Field(0.0, description="One-way delay between any two sites, at most 60 s.")
 
 
 class Constraint(Shape):
     """The shape of one pair of sites: both ways (`between`) or one way (`from` and `to`)."""
 
-    model_config = ConfigDict(populate_by_name=True)
+    model_config = ConfigDict(
+        populate_by_name=True,  # in Python; `config.py` admits only the keys of files
+        json_schema_extra={"oneOf": [{"required": ["between"]}, {"required": ["from", "to"]}]},
+    )
 
     between: tuple[Name, Name] | None = Field(None, description="Two sites; the shape holds both ways.")
     source: Name | None = Field(None, alias="from", description="Sending site, for one direction only; with `to`.")
@@ -153,7 +160,7 @@ class Verify(Strict):
         description="What is measured for every ordered pair; `rtt` takes 1 s, the others seconds a pair.",
     )
     probes: Count = Field(40, ge=5, le=10000, description="Echo requests per ordered pair; the median counts.")
-    interval: Duration = Field(0.01, description="Time between two echo requests.")
+    interval: Duration = Field(0.01, description="Time between two echo requests; 0.1 ms to 10 s.")
     rtt_tolerance: Duration = Field(0.001, description="Largest accepted |measured - asked| of the median RTT.")
     rtt_tolerance_ratio: Ratio = Field(
         0.02, description="The same as share of the asked RTT; the larger of both holds."

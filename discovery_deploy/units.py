@@ -16,6 +16,12 @@ _QUANTITY = re.compile(r"^\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z%µ/]*)\s*$")
 _DURATION_S = {"us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
 _RATE_BPS = {"bit/s": 1.0, "kbit/s": 1e3, "Mbit/s": 1e6, "Gbit/s": 1e9}
 _RATIO = {"%": 0.01}
+KNOWN = (
+    ("duration", tuple(_DURATION_S), "25 ms"),
+    ("rate", tuple(_RATE_BPS), "100 Mbit/s"),
+    ("ratio", tuple(_RATIO), "5 %"),
+)
+"""Each quantity with its units and an example, for documents."""
 
 
 def _parse(value: object, units: dict[str, float], example: str) -> float:
