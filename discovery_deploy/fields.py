@@ -17,7 +17,7 @@ from pydantic.fields import FieldInfo
 from discovery_deploy.model import Experiment, Strict
 from discovery_deploy.references import Place
 
-_STEP = re.compile(r"(?:^|\.)([a-z][a-z0-9_]*)|\[(0|[1-9][0-9]*)\]")
+_STEP = re.compile(r"(?:^|(?<=[\w\]])\.)([a-z][a-z0-9_]*)|\[(0|[1-9][0-9]*)\]")
 _VARYING: tuple[Place, ...] = (("network", "default"), ("network", "constraints"), ("deployment",))
 _FIXED = {
     "name": "the experiment keeps its name",
