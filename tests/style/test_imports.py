@@ -1,0 +1,169 @@
+"""The shape of the code: imports point down, files and functions stay small, words are ours."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "discovery_deploy"
+
+LAYERS: tuple[frozenset[str], ...] = (
+    frozenset({"", "data", "errors", "references", "units"}),
+    frozenset({"model"}),
+    frozenset(
+        {
+            *("campaign", "campaign_mistakes", "config", "documents", "fields", "mistakes", "schema", "wording"),
+            *("inventory", "rally", "records", "report", "stats", "variables", "wan", "wan_readback"),
+        }
+    ),
+    frozenset(
+        {
+            *("ansible", "bench", "cgroups", "clients", "containers", "image", "machine", "measure", "nspawn", "probe"),
+            *("provenance", "providers", "remote", "site_networks", "stack", "wan_router", "wan_uml", "workspace"),
+        }
+    ),
+    frozenset({"commands", "doctor", "driver", "opening", "phases", "progress", "testbed"}),
+    frozenset({"__main__", "cli"}),
+)
+"""Names of modules and subpackages; "" is the package itself. A module may import its own layer and those below."""
+SHIPPED = frozenset({"cgroups", "containers", "machine", "nspawn", "probe", "site_networks", "wan_router", "wan_uml"})
+"""Modules that are sent to other machines: they import nothing but the standard library and each other."""
+FORBIDDEN = frozenset({"env", "conf", "lab", "node", "nodes", "sweep", "trial", "manager"})
+"""Words for which we have another one (host, setting, run...), or which say nothing."""
+BAGS = frozenset({"helper", "helpers", "utils", "util", "common", "misc"})
+"""Words that no module and no class is called by: they are bags for anything."""
+MOST_LINES, MOST_FUNCTION_LINES = 450, 60
+
+
+def sources() -> list[Path]:
+    return sorted(path for folder in (PACKAGE, ROOT / "tests", ROOT / "docs") for path in folder.rglob("*.py"))
+
+
+def modules() -> list[Path]:
+    return sorted(PACKAGE.rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    """`errors` for discovery_deploy/errors.py, `providers` for all below discovery_deploy/providers/."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py").replace("__init__", "")
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.Module) -> Iterator[str]:
+    """Full names of what a module imports, also inside functions; not what only type checkers see."""
+    unseen = {id(part) for block in ast.walk(tree) if _for_type_checkers(block) for part in ast.walk(block)}
+    for part in ast.walk(tree):
+        if id(part) in unseen:
+            continue
+        if isinstance(part, ast.Import):
+            yield from (alias.name for alias in part.names)
+        elif isinstance(part, ast.ImportFrom):
+            assert part.level == 0, "imports name the whole path"
+            yield from (f"{part.module}.{alias.name}" for alias in part.names)
+
+
+def _for_type_checkers(part: ast.AST) -> bool:
+    return isinstance(part, ast.If) and isinstance(part.test, ast.Name) and part.test.id == "TYPE_CHECKING"
+
+
+def own_imports(tree: ast.Module) -> set[str]:
+    names = [name.split(".") for name in imported(tree)]
+    known = {name_of(path) for path in modules()}
+    own = [parts[1] if len(parts) > 1 else "" for parts in names if parts[0] == "discovery_deploy"]
+    return {name if name in known else "" for name in own}
+
+
+def layer(name: str) -> int:
+    return next(number for number, names in enumerate(LAYERS) if name in names)
+
+
+def test_every_module_has_a_layer() -> None:
+    known = frozenset.union(*LAYERS)
+    assert {name_of(path) for path in modules()} - known == set()
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_point_down(path: Path) -> None:
+    up = {name for name in own_imports(parsed(path)) if layer(name) > layer(name_of(path))}
+    assert up == set()
+
+
+@pytest.mark.parametrize("path", [path for path in modules() if name_of(path) in SHIPPED], ids=lambda path: path.stem)
+def test_what_is_shipped_needs_nothing_but_the_standard_library(path: Path) -> None:
+    tree = parsed(path)
+    foreign = {name.split(".")[0] for name in imported(tree)} - sys.stdlib_module_names - {"discovery_deploy"}
+    assert foreign == set()
+    assert own_imports(tree) <= SHIPPED | {""}
+
+
+def test_the_shipped_modules_are_found() -> None:
+    assert {"containers", "wan_router"} <= {name_of(path) for path in modules()} & SHIPPED
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_stay_small(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
+    long = {
+        part.name: part.end_lineno - part.lineno + 1
+        for part in ast.walk(parsed(path))
+        if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef)) and part.end_lineno
+    }
+    assert {name: lines for name, lines in long.items() if lines > MOST_FUNCTION_LINES} == {}
+
+
+def defined_names(tree: ast.Module) -> Iterator[str]:
+    """Names that a module gives: of functions, classes, arguments, variables and attributes; not keywords it passes."""
+    for part in ast.walk(tree):
+        if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            yield part.name
+        elif isinstance(part, ast.arg):
+            yield part.arg
+        elif isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+            yield part.id
+        elif isinstance(part, ast.Attribute) and isinstance(part.ctx, ast.Store):
+            yield part.attr
+
+
+def words(name: str) -> set[str]:
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_names_use_our_words(path: Path) -> None:
+    tree = parsed(path)
+    assert {name for name in {path.stem, *defined_names(tree)} if words(name) & FORBIDDEN} == set()
+    holders = {path.stem, *(part.name for part in ast.walk(tree) if isinstance(part, ast.ClassDef))}
+    assert {name for name in holders if words(name) & BAGS} == set()
+
+
+def test_words_are_found_in_names_of_both_kinds() -> None:
+    assert words("SiteManager") == {"site", "manager"}
+    assert words("_build_env2") == {"build", "env"}
+    assert words("HTTPServer") == {"http", "server"}
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [ROOT / name for name in listed.stdout.split("\0") if name]
+
+
+def test_the_repository_knows_no_path_of_a_machine_that_it_was_written_on() -> None:
+    private = re.compile("|".join(["/" + "work/(main|shared)", "/var/tmp/" + "lab", "/home/[a-z]", "/tmp/" + "bash_"]))
+    found = {}
+    for path in tracked():
+        if path.is_file():
+            text = path.read_bytes().decode("utf-8", "replace")
+            lines = [number for number, line in enumerate(text.splitlines(), 1) if private.search(line)]
+            found.update({str(path.relative_to(ROOT)): lines} if lines else {})
+    assert found == {}
