@@ -39,6 +39,8 @@ FORBIDDEN = frozenset({"env", "conf", "lab", "node", "nodes", "sweep", "trial", 
 """Words for which we have another one (host, setting, run...), or which say nothing."""
 BAGS = frozenset({"helper", "helpers", "utils", "util", "common", "misc"})
 """Words that no module and no class is called by: they are bags for anything."""
+BELONGS_TO = {"execo_engine": "execo", "markupsafe": "jinja2", "ruamel": "ruamel.yaml"}
+"""Import name -> package that brings it, where they differ."""
 MOST_LINES, MOST_FUNCTION_LINES = 450, 60
 
 
@@ -105,6 +107,14 @@ def test_what_is_shipped_needs_nothing_but_the_standard_library(path: Path) -> N
     foreign = {name.split(".")[0] for name in imported(tree)} - sys.stdlib_module_names - {"discovery_deploy"}
     assert foreign == set()
     assert own_imports(tree) <= SHIPPED | {""}
+
+
+def test_what_is_imported_is_declared() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    declared = set(re.findall(r'^  "([A-Za-z0-9.-]+)', text, re.MULTILINE))
+    used = {name.split(".")[0] for path in modules() for name in imported(parsed(path))}
+    foreign = used - sys.stdlib_module_names - {"discovery_deploy"}
+    assert {BELONGS_TO.get(name, name) for name in foreign} - declared == set()
 
 
 def test_the_shipped_modules_are_found() -> None:
