@@ -1,0 +1,332 @@
+"""What a report says, as plain values ready to print: HTML and Markdown are two prints of the same. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from discovery_deploy.model import Experiment, Scenario
+from discovery_deploy.rally import TOTAL, TaskTemplate
+from discovery_deploy.records import Provenance, RunRecord
+from discovery_deploy.report import text
+from discovery_deploy.report.figures import against_rtt, distributions, stacked
+from discovery_deploy.report.wan_view import setting_matrices, wan_picture
+from discovery_deploy.stats import Fit, NoFit, delay_group, fitted_rtts
+
+
+class Numbers(NamedTuple):
+    """The tables that a report is made of."""
+
+    iterations: pd.DataFrame
+    """With `(other)` rows."""
+    summary: pd.DataFrame
+    fits: list[Fit]
+    refused: list[NoFit]
+    wan: pd.DataFrame
+
+
+def view(
+    experiment: Experiment,
+    runs: Sequence[RunRecord],
+    numbers: Numbers,
+    provenance: Provenance,
+    tasks: Mapping[str, TaskTemplate],
+) -> dict[str, Any]:
+    """Everything the templates print."""
+    return {
+        "name": experiment.name,
+        "question": experiment.question,
+        "finished_at": provenance.finished_at,
+        "counts": run_counts(experiment, runs, numbers.iterations),
+        "answer": answer(experiment, numbers, tasks),
+        "facts": facts(experiment),
+        "picture": wan_picture(experiment, runs),
+        "site_names": experiment.site_names,
+        "factors": [factor.path for factor in experiment.campaign.factors],
+        "settings": settings(runs),
+        "matrices": setting_matrices(experiment, numbers.wan),
+        "tolerance": tolerance(experiment),
+        "scenarios": [
+            scenario_view(number, scenario, experiment, runs, numbers, tasks.get(scenario.task))
+            for number, scenario in enumerate(experiment.campaign.scenarios, 1)
+        ],
+        "not_counted": not_counted(runs),
+        "without_iterations": without_iterations(runs, numbers.iterations),
+        "errors": errors(numbers.iterations),
+        "provenance": provenance_view(provenance),
+        "beside": text.BESIDE,
+    }
+
+
+def facts(experiment: Experiment) -> list[tuple[str, str]]:
+    """What is the same in the whole campaign (a factor may still vary it; the settings say so)."""
+    campaign, deployment = experiment.campaign, experiment.deployment
+    varied = {factor.path for factor in campaign.factors}
+    backend = "@".join(str(value) for value in deployment.backend.model_dump().values())
+    mark = " (varied, see settings)"
+    return [
+        ("Sites", str(len(experiment.sites))),
+        ("Services at every site", f"{', '.join(deployment.services)} ({deployment.release})"),
+        ("State backend", backend + (mark if "deployment.backend" in varied else "")),
+        ("Keystone's cache", deployment.cache + (mark if "deployment.cache" in varied else "")),
+        ("Workers per API and site", str(deployment.workers)),
+        ("Load", f"{campaign.load}, from {', '.join(experiment.bench_sites())}" if campaign.scenarios else "none"),
+        ("Repetitions", str(campaign.repetitions)),
+    ]
+
+
+def run_counts(experiment: Experiment, runs: Sequence[RunRecord], iterations: pd.DataFrame) -> dict[str, int]:
+    """How many runs were planned, and what became of them; earlier attempts (`~` in the id) are not counted."""
+    planned = experiment.campaign.repetitions * len(experiment.campaign.scenarios)
+    for factor in experiment.campaign.factors:
+        planned *= len(factor.levels)
+    latest = [run for run in runs if "~" not in run.id]
+    valid = [run for run in latest if run.valid]
+    return {
+        "planned": planned,
+        "valid": len(valid),
+        "invalid": sum(not run.valid and run.status == "done" for run in latest),
+        "failed": sum(run.status == "failed" for run in latest),
+        "missing": max(0, planned - len(latest)),
+        "iterations": int((iterations["valid"] & (iterations["atomic_action"] == TOTAL)).sum()),
+    }
+
+
+def settings(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """One entry per setting and bench site that has runs: levels, round-trip times, placement, runs that count."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for run in runs:
+        for place in run.placements:
+            entry = found.setdefault((run.setting.label, place.bench_site), {
+                "label": run.setting.label or "the one setting",
+                "levels": dict(run.setting.labels),
+                "site": place.bench_site,
+                "database": ", ".join(place.database_sites),
+                "database_rtt": text.milliseconds(place.database_rtt_s),
+                "commit_rtt": text.milliseconds(place.commit_rtt_s) if len(place.database_sites) > 1 else text.NONE,
+                "beside": place.beside_only_database,
+                "valid": 0,
+                "runs": 0,
+            })  # fmt: skip
+            entry["runs"] += 1
+            entry["valid"] += run.valid
+    return list(found.values())
+
+
+def tolerance(experiment: Experiment) -> str:
+    """What was accepted as equal to asked, in words."""
+    verify = experiment.network.verify
+    rtt = f"{text.milliseconds(verify.rtt_tolerance)} ms or {text.percent(verify.rtt_tolerance_ratio)} of the asked RTT"
+    return f"the larger of {rtt}"
+
+
+# the answer
+
+
+def answer(experiment: Experiment, numbers: Numbers, tasks: Mapping[str, TaskTemplate]) -> list[dict[str, Any]]:
+    """For each scenario: its question, and sentences from the fits, or medians where nothing can be fitted."""
+    parts = []
+    for scenario in experiment.campaign.scenarios:
+        groups: dict[tuple[str, str], list[Fit]] = {}
+        for fit in numbers.fits:
+            if fit.scenario == scenario.task:
+                groups.setdefault((fit.group, fit.site), []).append(fit)
+        sentences = [text.fits_sentence(fits) for fits in groups.values()]
+        sentences += [text.no_fit_sentence(no) for no in numbers.refused if no.scenario == scenario.task]
+        if not groups:
+            sentences += median_sentences(numbers.summary[numbers.summary["scenario"] == scenario.task])
+        template = tasks.get(scenario.task)
+        parts.append({
+            "scenario": scenario.label,
+            "question": template.question if template else "",
+            "sentences": sentences or ["No iteration of a valid run succeeded: there is no answer yet."],
+        })  # fmt: skip
+    return parts
+
+
+def median_sentences(summary: pd.DataFrame) -> list[str]:
+    """ "galera, from lyon: 914 ms (95 % CI ...)" for every setting, of whole iterations."""
+    rows = summary[(summary["atomic_action"] == TOTAL) & summary["median_s"].notna()]
+    return [
+        f"{row['setting'] or 'The one setting'}, from {row['site']}: a whole iteration takes "
+        f"{text.seconds(row['median_s'])} (95 % CI {text.seconds_range(row['median_low_s'], row['median_high_s'])}; "
+        f"failure rate {text.failure_rate(row)})" + (f"; {text.BESIDE}." if row["beside_only_database"] else ".")
+        for _, row in rows.iterrows()
+    ]
+
+
+# scenarios
+
+
+def scenario_view(
+    number: int,
+    scenario: Scenario,
+    experiment: Experiment,
+    runs: Sequence[RunRecord],
+    numbers: Numbers,
+    template: TaskTemplate | None,
+) -> dict[str, Any]:
+    """One scenario: what it is, its medians, its figures and fits."""
+    mine = [run for run in runs if run.scenario.task == scenario.task]
+    summary = numbers.summary[numbers.summary["scenario"] == scenario.task]
+    table = numbers.iterations[numbers.iterations["scenario"] == scenario.task]
+    fits = [fit for fit in numbers.fits if fit.scenario == scenario.task]
+    groups = {run.setting.label: (delay_group(run.setting)[1], run.setting.label) for run in mine}
+    rows = [summary_row(row) for _, row in summary.iterrows()]
+    return {
+        "id": f"scenario-{number}",
+        "label": scenario.label,
+        "task": scenario.task,
+        "question": template.question if template else "",
+        "notes": template.notes if template else "",
+        "rally": template.scenario if template else "",
+        "asked": asked_of(scenario),
+        "whole": [row for row in rows if row["action"] == text.action_name(TOTAL)],
+        "actions": [row for row in rows if row["action"] != text.action_name(TOTAL)],
+        "several_sites": summary["site"].nunique() > 1,
+        "excluded": sum(not run.valid for run in mine),
+        "stacked": stacked(summary, f"stack{number}"),
+        "cdf": distributions(table, groups, f"cdf{number}"),
+        "against": against_rtt(fits, table, fitted_rtts(mine, fits), f"rtt{number}"),
+        "linearity": text.linearity(fits),
+        "fits": [fit_row(fit, experiment, mine, template) for fit in fits],
+        "refused": [refused for refused in numbers.refused if refused.scenario == scenario.task],
+        "beside": bool(summary["beside_only_database"].any()),
+        "steps": template.atomic_actions if template else (),
+    }
+
+
+def asked_of(scenario: Scenario) -> str:
+    """ "20 iterations per run, 1 at a time, with enabled = true"."""
+    words = f"{scenario.times} iterations per run, {scenario.concurrency} at a time"
+    arguments = ", ".join(f"{key} = {json.dumps(value)}" for key, value in sorted(scenario.args.items()))
+    return f"{words}, with {arguments}" if arguments else words
+
+
+def summary_row(row: pd.Series) -> dict[str, Any]:
+    """A row of `stats.summarise` as text."""
+    several = row["runs"] > 1 and row["median_s"] == row["median_s"]
+    return {
+        "setting": row["setting"] or "the one setting",
+        "site": row["site"],
+        "action": text.action_name(row["atomic_action"]),
+        "beside": bool(row["beside_only_database"]),
+        "runs": int(row["runs"]),
+        "count": int(row["count"]),
+        "failure_rate": text.failure_rate(row),
+        "failed": bool(row["failures"]),
+        "median": text.seconds(row["median_s"]),
+        "interval": text.seconds_range(row["median_low_s"], row["median_high_s"]),
+        "quartiles": text.seconds_range(row["q1_s"], row["q3_s"]),
+        "p95": text.seconds(row["p95_s"]),
+        "mad": text.seconds(row["mad_s"]),
+        "run_medians": text.seconds_range(row["run_median_min_s"], row["run_median_max_s"]) if several else text.NONE,
+    }
+
+
+def fit_row(
+    fit: Fit, experiment: Experiment, runs: Sequence[RunRecord], template: TaskTemplate | None
+) -> dict[str, Any]:
+    """A fit as text, beside what was counted on the wire for the same step."""
+    return {
+        "group": fit.group or "all settings",
+        "site": fit.site,
+        "action": text.action_name(fit.atomic_action),
+        "whole": fit.atomic_action == TOTAL,
+        "against": text.against(fit),
+        "base": text.seconds(fit.base_s),
+        "base_interval": text.seconds_range(fit.base_low_s, fit.base_high_s),
+        "round_trips": text.count_of(fit.round_trips),
+        "interval": text.count_range(fit.round_trips_low, fit.round_trips_high),
+        "r2": text.NONE if fit.r2 is None else f"{fit.r2:.3f}",
+        "levels": "; ".join(f"{text.milliseconds(level.rtt_s)} ms: {text.seconds(level.median_s)} (n = {level.count})"
+                            for level in fit.levels),
+                "counted": counted(fit, experiment, runs, template),
+    }  # fmt: skip
+
+
+def counted(fit: Fit, experiment: Experiment, runs: Sequence[RunRecord], template: TaskTemplate | None) -> str:
+    """Requests (or commits that write) that the task's file gives for a step; "–" when it does not say."""
+    if template is None:
+        return text.NONE
+    steps = template.atomic_actions
+    chosen = steps if fit.atomic_action == TOTAL else [step for step in steps if step.name == fit.atomic_action]
+    caches = {
+        run.setting.values.get("deployment.cache", experiment.deployment.cache)
+        for run in runs
+        if delay_group(run.setting)[1] == fit.group
+    }
+    if fit.against == "commit":
+        values = [step.write_commits for step in chosen]
+    else:
+        requests = [step.database_requests for step in chosen]
+        values = [known[cache] for known in requests for cache in caches if cache in known]
+    return str(sum(values)) if len(values) == len(chosen) > 0 else text.NONE
+
+
+# what does not count, and errors
+
+
+def not_counted(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
+    """Every run that is kept but not averaged in, with its reasons."""
+    return [
+        {
+            "id": run.id,
+            "scenario": run.scenario.label,
+            "setting": run.setting.label or "the one setting",
+            "repetition": run.repetition,
+            "status": "failed" if run.status == "failed" else "not valid",
+            "problems": run.problems or ("no reason was recorded",),
+        }
+        for run in runs
+        if not run.valid or run.status == "failed"
+    ]
+
+
+def without_iterations(runs: Sequence[RunRecord], iterations: pd.DataFrame) -> list[str]:
+    """Ids of runs that count as valid and yet brought no iteration."""
+    present = set(iterations["run_id"])
+    return [run.id for run in runs if run.valid and run.id not in present]
+
+
+def errors(iterations: pd.DataFrame) -> list[dict[str, Any]]:
+    """Errors of iterations, grouped: how often each came, where, and its message; also those of invalid runs."""
+    failed = iterations[iterations["failed"]]
+    whole = failed[failed["atomic_action"] == TOTAL].copy()
+    steps = failed[failed["atomic_action"] != TOTAL].groupby(["run_id", "site", "iteration"])["atomic_action"].first()
+    keys = pd.MultiIndex.from_frame(whole[["run_id", "site", "iteration"]])
+    whole["step"] = [text.action_name(steps[key]) if key in steps.index else "outside actions" for key in keys]
+    columns = ["scenario", "setting", "site", "step", "error_type", "error", "valid"]
+    counts = Counter(whole[columns].itertuples(index=False, name=None))
+    return [
+        {**dict(zip(columns, key, strict=True)), "scenario": key[0].rsplit("/", 1)[-1], "count": count}
+        for key, count in counts.items()
+    ]
+
+
+def provenance_view(provenance: Provenance) -> dict[str, Any]:
+    """Provenance as tables: packages side by side, hosts that differ made visible."""
+    packages: dict[str, dict[str, list[str]]] = {}
+    for host in provenance.hosts:
+        for name, version in host.packages.items():
+            packages.setdefault(name, {}).setdefault(version, []).append(host.name)
+    everywhere = len(provenance.hosts)
+    return {
+        "tool": f"discovery-deploy {provenance.tool_version}",
+        "commit": provenance.tool_commit or "not known (no checkout)",
+        "provider": provenance.provider,
+        "router": provenance.wan_router,
+        "machine": list(provenance.machine.items()),
+        "hashes": list(provenance.hashes.items()),
+        "phases": [(phase, text.seconds(value)) for phase, value in provenance.phase_seconds.items()],
+        "hosts": provenance.hosts,
+        "packages": [
+            {"name": name, "version": version, "hosts": "all hosts" if len(hosts) == everywhere else ", ".join(hosts)}
+            for name, versions in sorted(packages.items())
+            for version, hosts in sorted(versions.items())
+        ],
+    }

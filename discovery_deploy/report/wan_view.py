@@ -1,0 +1,178 @@
+"""The WAN of a campaign: verifications as a table, and as what the report shows of each setting. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from discovery_deploy.model import Experiment
+from discovery_deploy.records import RunRecord
+from discovery_deploy.report.text import NONE, milliseconds, percent
+from discovery_deploy.report.wan_figures import SiteView, error_map, picture, shape_text, usual
+from discovery_deploy.units import format_rate
+from discovery_deploy.wan import Pair, PairVerdict, PathShape, WanReport, path_shapes
+
+MATRIX = 8
+"""Up to so many sites the matrix is a table with numbers; with more a heat map."""
+
+COLUMNS = [
+    *("setting", "run_id", "when", "measured_at", "source", "destination", "asked_delay_s", "asked_jitter_s"),
+    *("asked_loss", "asked_rate_bps", "asked_rtt_s", "base_rtt_s", "rtt_median_s", "rtt_p99_s", "rtt_max_s"),
+    *("error_s", "sent", "received", "loss", "rate_bps", "problems"),
+]
+
+
+def wan_table(runs: Sequence[RunRecord]) -> pd.DataFrame:
+    """One row per run, verification (before, after) and ordered pair; `error_s` is measured - base - asked RTT."""
+    rows = [
+        {"setting": run.setting.label, "run_id": run.id, "when": when, **_pair_columns(report, pair)}
+        for run in runs
+        for when, report in (("before", run.wan_before), ("after", run.wan_after))
+        if report is not None
+        for pair in report.pairs
+    ]
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    numbers = [name for name in COLUMNS if name.endswith(("_s", "_bps", "loss"))]
+    return table.astype(dict.fromkeys(numbers, float))
+
+
+def _pair_columns(report: WanReport, pair: PairVerdict) -> dict[str, Any]:
+    asked, measured = pair.asked, pair.measured
+    rtt_s = math.nan if measured.rtt_median_s is None else measured.rtt_median_s
+    return {
+        "measured_at": report.measured_at,
+        "source": measured.source,
+        "destination": measured.destination,
+        "asked_delay_s": asked.delay_s,
+        "asked_jitter_s": asked.jitter_s,
+        "asked_loss": asked.loss,
+        "asked_rate_bps": asked.rate_bps,
+        "asked_rtt_s": pair.asked_rtt_s,
+        "base_rtt_s": report.base_rtt_s,
+        "rtt_median_s": rtt_s,
+        "rtt_p99_s": measured.rtt_p99_s,
+        "rtt_max_s": measured.rtt_max_s,
+        "error_s": rtt_s - report.base_rtt_s - pair.asked_rtt_s,
+        "sent": measured.sent,
+        "received": measured.received,
+        "loss": measured.loss,
+        "rate_bps": measured.rate_bps,
+        "problems": "; ".join(pair.problems),
+    }
+
+
+def site_views(experiment: Experiment, runs: Sequence[RunRecord]) -> list[SiteView]:
+    """What the picture says of each site: where databases and clients are, in which settings."""
+    holders: dict[str, list[str]] = {name: [] for name in experiment.site_names}
+    clients = set(experiment.bench_sites()) if experiment.campaign.scenarios else set()
+    found: list[tuple[str, str]] = []
+    for run in runs:
+        for place in run.placements:
+            clients.add(place.bench_site)
+            single = len(place.database_sites) == 1
+            found += [(site, "MariaDB" if single else "Galera master") for site in place.database_sites]
+    single = len(experiment.database_sites()) == 1
+    fallback = [(site, "MariaDB" if single else "Galera master") for site in experiment.database_sites()]
+    for site, kind in found or fallback:
+        if site in holders and kind not in holders[site]:
+            holders[site].append(kind)
+    return [
+        SiteView(
+            name=name,
+            roles=tuple([" or ".join(kinds)] if kinds else []) + (("Rally (client)",) if name in clients else ()),
+            has_database=bool(kinds),
+            has_client=name in clients,
+        )
+        for name, kinds in holders.items()
+    ]
+
+
+def asked_shapes(experiment: Experiment, runs: Sequence[RunRecord]) -> dict[Pair, tuple[PathShape, ...]]:
+    """Ordered pair -> the distinct shapes asked of it over all settings; the file's own when nothing was measured."""
+    found: dict[Pair, dict[PathShape, None]] = {}
+    for run in runs:
+        for pair in run.wan_before.pairs if run.wan_before else ():
+            found.setdefault((pair.measured.source, pair.measured.destination), {})[pair.asked] = None
+    names = set(experiment.site_names)
+    written = path_shapes(experiment.network, experiment.site_names)
+    return {pair: tuple(found.get(pair, {shape: None})) for pair, shape in written.items() if set(pair) <= names}
+
+
+def wan_picture(experiment: Experiment, runs: Sequence[RunRecord]) -> dict[str, Any]:
+    """The picture (SVG text) and what is said under it."""
+    shapes = asked_shapes(experiment, runs)
+    views = site_views(experiment, runs)
+    pairs = [
+        {"pair": f"{a} → {b}", "shape": shape_text(found)} for (a, b), found in sorted(shapes.items())
+    ]  # fmt: skip
+    return {"svg": picture(views, shapes, "wan"), "pairs": pairs if len(pairs) <= 56 else [], "usual": usual(shapes)}
+
+
+def setting_matrices(experiment: Experiment, table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Asked against measured for each setting, ready to print: a matrix of cells, or a heat map for many sites."""
+    names = [name for name in experiment.site_names if len(experiment.site_names) > 1]
+    matrices = []
+    for number, (setting, part) in enumerate(table.groupby("setting", sort=False)):
+        pairs = {pair: rows for pair, rows in part.groupby(["source", "destination"], sort=False)}  # noqa: C416
+        errors = part["error_s"].abs()
+        view: dict[str, Any] = {
+            "setting": setting,
+            "verifications": part[["run_id", "when"]].drop_duplicates().shape[0],
+            "worst": milliseconds(errors.max()),
+            "base": milliseconds(part["base_rtt_s"].median()),
+            "bad_pairs": int(part.loc[part["problems"] != "", ["source", "destination"]].drop_duplicates().shape[0]),
+            "rows": [],
+            "svg": None,
+            "one_way": _one_way_rows(pairs),
+        }
+        if len(names) <= MATRIX:
+            view["rows"] = [{"source": a, "cells": [_cell(pairs.get((a, b))) for b in names]} for a in names]
+        else:
+            view["svg"] = _map(pairs, names, f"errors{number}")
+        matrices.append(view)
+    return matrices
+
+
+def _cell(rows: pd.DataFrame | None) -> dict[str, Any]:
+    """One ordered pair: asked and median measured RTT in ms, the worst error, and whether it had a problem."""
+    if rows is None:
+        return {"asked": "", "measured": "", "worst": "", "class": "self"}
+    bad = bool((rows["problems"] != "").any())
+    measured = rows["rtt_median_s"].median()
+    kind = "bad" if bad else "good" if math.isfinite(measured) else "unknown"
+    asked = [milliseconds(value) for value in sorted(rows["asked_rtt_s"].unique())]
+    return {"asked": " | ".join(asked), "measured": milliseconds(measured), "class": kind,
+            "worst": milliseconds(rows["error_s"].abs().max())}  # fmt: skip
+
+
+def _map(pairs: Mapping[Any, pd.DataFrame], names: Sequence[str], name: str) -> str:
+    errors = np.full((len(names), len(names)), np.nan)
+    bad = np.zeros(errors.shape, dtype=bool)
+    for row, source in enumerate(names):
+        for column, destination in enumerate(names):
+            rows = pairs.get((source, destination))
+            if rows is not None:
+                errors[row, column] = rows["error_s"].abs().max()
+                bad[row, column] = bool((rows["problems"] != "").any())
+    return error_map(errors, bad, names, name)
+
+
+def _one_way_rows(pairs: Mapping[Any, pd.DataFrame]) -> list[dict[str, str]]:
+    """Loss and rate per ordered pair, where they were measured."""
+    found = []
+    for (source, destination), rows in pairs.items():
+        if rows["loss"].notna().any() or rows["rate_bps"].notna().any():
+            asked_rate, rate = rows["asked_rate_bps"].max(), rows["rate_bps"].median()
+            found.append({
+                "pair": f"{source} → {destination}",
+                "asked_loss": percent(rows["asked_loss"].max()),
+                "loss": percent(rows["loss"].median()),
+                "asked_rate": format_rate(asked_rate) if math.isfinite(asked_rate) else "not limited",
+                "rate": format_rate(round(rate, -3)) if math.isfinite(rate) else NONE,
+                "class": "bad" if (rows["problems"] != "").any() else "",
+            })  # fmt: skip
+    return found
