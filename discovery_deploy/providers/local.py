@@ -1,0 +1,313 @@
+"""Provider `local`: every host is a system container of this machine.
+
+Decides (slot, addresses, the machine plan); `containers` and `wan_router` act.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from discovery_deploy import cgroups, containers, machine, nspawn, site_networks, wan_router
+from discovery_deploy.errors import TestbedError
+from discovery_deploy.machine import MachineError, Plan
+from discovery_deploy.model import Experiment
+from discovery_deploy.providers.base import Lack, Lease, LeasedHost, Progress
+from discovery_deploy.wan_uml import RouterError
+
+SLOTS = 64
+"""Experiments that fit on one machine at the same time: slot n has 10.(64+n).0.0/16 and 10.(128+n).0.0/16."""
+
+ENVIRONMENTS = "/opt/discovery-deploy"
+"""Where hosts see the cache's Python environments, read-only."""
+
+ROUTER = "WAN router"
+
+
+def state_directory() -> Path:
+    """Where local experiments keep their hosts: $DISCOVERY_DEPLOY_STATE, else /var/lib/discovery-deploy."""
+    return Path(os.environ.get("DISCOVERY_DEPLOY_STATE") or "/var/lib/discovery-deploy").absolute()
+
+
+def machine_plan(
+    experiment: Experiment,
+    slot: int,
+    directory: Path,
+    base: Path,
+    environments: Path,
+    public_key: str,
+) -> Plan:
+    """The machine plan of an experiment in a slot. Pure.
+
+    Args:
+        experiment: its sites and hosts count, nothing else.
+        slot: 0 to 63; decides names and addresses.
+        directory: where the experiment keeps everything on this machine.
+        base: unpacked base image.
+        environments: directory that hosts see at /opt/discovery-deploy.
+        public_key: may log in as root.
+    """
+    if not 0 <= slot < SLOTS:
+        raise ValueError(f"slot {slot} is not in 0..{SLOTS - 1}")
+    sites = [
+        {
+            "name": site.name, "index": index, "bridge": f"dd{slot}s{index}", "router_device": f"vec{index}",
+            "tap": f"dd{slot}t{index}", "gateway": f"10.{128 + slot}.{index}.1",
+            "subnet": f"10.{128 + slot}.{index}.0/24",
+        }
+        for index, site in enumerate(experiment.sites)
+    ]  # fmt: skip
+    return {
+        "experiment": experiment.name,
+        "slot": slot,
+        "directory": str(directory),
+        "base": str(base),
+        "upper": "volatile",
+        "binds": [{"source": str(environments), "target": ENVIRONMENTS}],
+        "authorized_keys": [public_key.strip()],
+        "management": {"bridge": f"dd{slot}m", "address": f"10.{64 + slot}.0.1", "prefix_length": 16},
+        "sites": sites,
+        "hosts": list(_planned_hosts(experiment, slot)),
+        "router": {"mode": "auto", "namespace": f"dd{slot}-router", "memory_mb": wan_router.memory_mb(len(sites))},
+    }
+
+
+def _planned_hosts(experiment: Experiment, slot: int) -> Iterator[dict[str, Any]]:
+    number = 0
+    for index, site in enumerate(experiment.sites):
+        for place, host in enumerate(site.hosts):
+            yield {
+                "name": host.name, "site": site.name, "namespace": f"dd{slot}-{host.name}", "system": True,
+                "site_address": f"10.{128 + slot}.{index}.{10 + place}", "site_device": f"dd{slot}e{number}",
+                "management_address": f"10.{64 + slot}.{number // 200}.{10 + number % 200}",
+                "management_device": f"dd{slot}n{number}",
+            }  # fmt: skip
+            number += 1
+
+
+def slot_networks(slot: int) -> list[ipaddress.IPv4Network]:
+    """What a slot may use of the address space: management, sites. Pure."""
+    return [ipaddress.IPv4Network(f"10.{first + slot}.0.0/16") for first in (64, 128)]
+
+
+def free_slots(taken: Iterable[int], observed: site_networks.Observed) -> list[int]:
+    """Slots that nobody has and whose networks nothing on the machine uses, in order. Pure."""
+    busy = set(taken)
+    return [
+        slot
+        for slot in range(SLOTS)
+        if slot not in busy and not site_networks.collisions(slot_networks(slot), None, observed)
+    ]
+
+
+@contextmanager
+def _as_testbed_error(experiment_name: str) -> Iterator[None]:
+    """What goes wrong on the machine, as a failure of the testbed that names the experiment."""
+    try:
+        yield
+    except (MachineError, RouterError) as error:
+        raise TestbedError(f"{experiment_name}: {error.what}", error.advice) from error
+    except OSError as error:
+        raise TestbedError(
+            f"{experiment_name}: {error.filename or 'this machine'}: {error.strerror}",
+            f"See `df -h {state_directory()}`, then try again.",
+        ) from error
+
+
+class LocalProvider:
+    """Hosts on this machine.
+
+    Args:
+        environments: directory of Python environments that hosts see; default: the cache's.
+        state: where experiments keep their hosts; default: `state_directory()`.
+    """
+
+    def __init__(self, environments: Path | None = None, state: Path | None = None) -> None:
+        cache = Path(os.environ.get("DISCOVERY_DEPLOY_CACHE") or "/var/cache/discovery-deploy")
+        self.environments = environments or cache / "environments"
+        self.state = state or state_directory()
+
+    def lacks(self) -> list[Lack]:
+        """What this machine lacks; found by trying where that is possible."""
+        if os.geteuid() != 0:
+            return [Lack(what="containers and networks need root", command="sudo -i")]
+        found = [
+            Lack(what=f"the command {command}", command=f"apt-get install -y {package}")
+            for command, package in sorted(containers.missing_commands().items())
+        ]
+        return found or [lack for lack in _kernel_lacks(self.state) if lack is not None]
+
+    def reserve(self, experiment: Experiment, public_key: str, image: Path, progress: Progress) -> Lease:
+        """Make or mend the experiment's containers, networks and router. See `ProviderInterface`."""
+        directory = self.state / experiment.name
+        with _as_testbed_error(experiment.name):
+            self.environments.mkdir(parents=True, exist_ok=True)
+            with machine.hold(self.state, wait_s=60):
+                plan = self._plan(experiment, public_key, image, progress)
+            containers.up(plan, progress)
+            return lease(experiment, plan, directory)
+
+    def _plan(self, experiment: Experiment, public_key: str, image: Path, progress: Progress) -> Plan:
+        """The experiment's plan, in the slot that it has already or in a free one; written to plan.json."""
+        directory = self.state / experiment.name
+        old = read_plan(directory)
+
+        def planned(slot: int) -> Plan:
+            return machine_plan(experiment, slot, directory, image, self.environments, public_key)
+
+        if old is not None and _same_hosts(old, planned(old["slot"])) and machine.claim(old["slot"], directory):
+            plan = planned(old["slot"])
+        else:
+            if old is not None or machine.slots_of(directory):
+                progress("the hosts that are there are of another plan: they are made anew")
+                self._clear(directory)
+            plan = planned(self._take_slot(directory))
+        _write_plan(directory, plan)
+        return plan
+
+    def _take_slot(self, directory: Path) -> int:
+        observed = site_networks.observe(0)
+        for slot in free_slots(machine.slots_in_use(), observed):
+            if machine.claim(slot, directory):
+                return slot
+        raise MachineError(
+            f"none of the {SLOTS} slots of this machine is free, with their networks 10.64.0.0 to 10.191.255.255",
+            "release experiments (see `status`), or look at `ip route` for what uses these networks",
+        )
+
+    def _clear(self, directory: Path) -> None:
+        """Remove everything of a directory, in whatever slots it was."""
+        plan = read_plan(directory) or {}
+        slots = machine.slots_of(directory)
+        if "slot" in plan and plan["slot"] not in machine.claims():
+            slots.append(plan["slot"])
+        for slot in slots:
+            containers.down({**bare_plan(directory, slot), **plan, "slot": slot})
+        if directory.exists():
+            machine.remove_tree(directory)
+
+    def dead_hosts(self, lease: Lease) -> list[str]:
+        """Hosts that do not run, and the router as "WAN router" when it does not."""
+        plan = lease.details["plan"]
+        with _as_testbed_error(lease.experiment):
+            dead = [name for name, state in containers.status(plan).items() if state["state"] != "running"]
+            return dead if wan_router.alive(plan) else [*dead, ROUTER]
+
+    def shape(self, lease: Lease, program: str) -> None:
+        """Run a tc program in the WAN router."""
+        with _as_testbed_error(lease.experiment):
+            wan_router.apply(lease.details["plan"], program)
+
+    def read_shape(self, lease: Lease) -> str:
+        """What tc shows in the WAN router."""
+        with _as_testbed_error(lease.experiment):
+            return wan_router.read(lease.details["plan"])
+
+    def release(self, experiment_name: str, progress: Progress) -> None:
+        """Remove everything of an experiment from this machine, from any state, with or without its plan."""
+        directory = self.state / experiment_name
+        with _as_testbed_error(experiment_name):
+            progress(f"removing {experiment_name} from this machine")
+            self._clear(directory)
+            with suppress(OSError):  # others are still there
+                self.state.rmdir()
+
+    def experiments(self) -> list[str]:
+        """Names of experiments that have something on this machine."""
+        names = {directory.name for directory in machine.claims().values() if directory.parent == self.state}
+        if self.state.is_dir():
+            names |= {entry.name for entry in self.state.iterdir() if entry.is_dir()}
+        return sorted(names)
+
+
+def bare_plan(directory: Path, slot: int) -> Plan:
+    """What `containers.down` needs to find everything when the plan is lost. Pure."""
+    return {
+        "experiment": directory.name, "slot": slot, "directory": str(directory), "sites": [],
+        "router": {"mode": "auto", "namespace": f"dd{slot}-router"},
+    }  # fmt: skip
+
+
+def lease(experiment: Experiment, plan: Plan, directory: Path) -> Lease:
+    """The lease of an experiment whose plan is up."""
+    roles = {host.name: host.roles for site in experiment.sites for host in site.hosts}
+    born = {host["name"]: nspawn.born(plan, host) for host in plan["hosts"]}
+    return Lease(
+        provider="local",
+        experiment=experiment.name,
+        hosts=tuple(
+            LeasedHost(
+                name=host["name"], site=host["site"], roles=roles[host["name"]],
+                management_address=host["management_address"], site_address=host["site_address"],
+            )
+            for host in plan["hosts"]
+        ),
+        site_subnets={site["name"]: site["subnet"] for site in plan["sites"]},
+        site_devices={site["name"]: site["router_device"] for site in plan["sites"]},
+        site_gateways={site["name"]: site["gateway"] for site in plan["sites"]},
+        router=(directory / "router" / "mode").read_text().strip(),
+        details={
+            "plan": plan,
+            "machine_ids": {name: facts["machine_id"] for name, facts in born.items()},
+            "host_keys": {name: facts["host_key"] for name, facts in born.items()},
+        },
+    )  # fmt: skip
+
+
+def read_plan(directory: Path) -> Plan | None:
+    """The plan in a directory; None when it is missing, cut off, or not a plan."""
+    try:
+        plan = json.loads((directory / "plan.json").read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return plan if isinstance(plan, dict) and isinstance(plan.get("slot"), int) else None
+
+
+def _write_plan(directory: Path, plan: Plan) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    new = directory / "plan.new"
+    new.write_text(json.dumps(plan, indent=2, sort_keys=True) + "\n")
+    new.replace(directory / "plan.json")
+
+
+def _same_hosts(old: Plan, new: Plan) -> bool:
+    """Whether two plans differ at most in the keys that may log in: hosts take those while they run."""
+    return {**old, "authorized_keys": []} == {**new, "authorized_keys": []}
+
+
+def _kernel_lacks(state: Path) -> Iterator[Lack | None]:
+    """What the kernel and its settings lack, found by trying."""
+    yield _tried(
+        lambda: cgroups.hierarchies(),
+        "mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 cgroup2 /sys/fs/cgroup/unified",
+    )
+    for kind in ("bridge", "veth"):
+        attempt = partial(machine.run, "unshare", "--net", "ip", "link", "add", "t0", "type", kind)
+        yield _tried(attempt, f"modprobe {kind}")
+    yield _tried(containers.raise_inotify, f"sysctl -w fs.inotify.max_user_instances={containers.INOTIFY_INSTANCES}")
+    place = state
+    while not place.exists():
+        place = place.parent
+    problem = nspawn.overlay_problem(place)
+    if problem:
+        yield Lack(what=f"{state} cannot hold hosts' files: {problem}", command="export DISCOVERY_DEPLOY_STATE=")
+    bridged = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+    if bridged.exists() and bridged.read_text().strip() != "0":
+        yield Lack(
+            what="the packet filter also sees traffic inside a site (bridge-nf-call-iptables) and may drop it",
+            command="sysctl -w net.bridge.bridge-nf-call-iptables=0",
+        )
+
+
+def _tried(attempt: Callable[[], object], command: str) -> Lack | None:
+    try:
+        attempt()
+    except MachineError as error:
+        return Lack(what=error.what, command=command)
+    return None
