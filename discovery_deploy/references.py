@@ -86,7 +86,7 @@ def _sites_without_control(experiment: Experiment) -> Iterable[Mistake]:
     for index, site in enumerate(experiment.sites):
         if not site.first("control"):
             where: Place = ("sites", index, "hosts")
-            yield Mistake(where, f'site "{site.name}" has no host with the role control', (where,))
+            yield Mistake(where, "no host with the role control; each site needs one", (where,))
 
 
 def _unknown_sites(experiment: Experiment) -> Iterable[Mistake]:
@@ -117,7 +117,7 @@ def _lacking_databases(experiment: Experiment) -> Iterable[Mistake]:
         if site.first("database"):
             continue
         if backend.type == "galera":
-            message = f'galera needs a host with the role database at every site; "{site.name}" has none'
+            message = "no host with the role database; galera needs one at each site"
             yield Mistake(where, message, (where, *rests_on))
         elif site.name == backend.site:
             message = f'site "{site.name}" has no host with the role database'
@@ -131,7 +131,7 @@ def _lacking_bench(experiment: Experiment) -> Iterable[Mistake]:
     for name in experiment.bench_sites():
         for index, site in enumerate(experiment.sites):
             if site.name == name and not site.first("bench"):
-                rests_on: tuple[Place, ...] = (("sites", index, "hosts"), ("campaign", "load"))
+                rests_on: tuple[Place, ...] = (("sites", index), ("campaign", "load"))
                 yield Mistake(where, f'site "{name}" has no host with the role bench', rests_on)
     if not experiment.bench_sites():
         yield Mistake(("campaign", "load"), "no site has a host with the role bench", (("sites",),))

@@ -196,6 +196,9 @@ def test_a_run_s_id_changes_with_all_that_decides_what_is_measured_and_with_noth
         experiment(campaign={**campaign, "load": "high"}),
     ):
         assert not set(base) & set(ids(changed))
+    one_site: dict[str, Any] = {"sites": [{"name": "lyon"}], "network": {}}
+    light, high = (experiment(campaign={**campaign, "load": load}, **one_site) for load in ("light", "high"))
+    assert not set(ids(light)) & set(ids(high))
 
 
 def test_repetitions_have_ids_of_their_own() -> None:
