@@ -40,6 +40,10 @@ class Lease(Strict):
     hosts: tuple[LeasedHost, ...]
     site_subnets: dict[str, str]
     """Site -> CIDR of its network."""
+    site_devices: dict[str, str]
+    """Site -> the device of the WAN router towards it, where its constraints are put."""
+    site_gateways: dict[str, str]
+    """Site -> the WAN router's address there."""
     router: str
     """What shapes the WAN: `netns` or `uml`."""
     details: dict[str, Any] = {}
@@ -77,3 +81,6 @@ class ProviderInterface(Protocol):
 
     def release(self, experiment_name: str, progress: Progress) -> None:
         """Give everything back, from any state, also without a lease: found by the experiment's name."""
+
+    def experiments(self) -> list[str]:
+        """Names of the experiments that hold something here."""

@@ -1,0 +1,277 @@
+"""The command `discovery-deploy`: arguments, progress and exit codes.
+
+Standard output carries only what a script would read; progress and errors go to standard error.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from discovery_deploy import __version__, commands, config, doctor, opening, stack
+from discovery_deploy.driver import Driver
+from discovery_deploy.errors import EXIT_BUG, EXIT_TESTBED, DiscoveryError
+from discovery_deploy.phases import Phase
+from discovery_deploy.progress import ConsoleAnnouncer
+from discovery_deploy.providers import provider_named
+from discovery_deploy.testbed import Testbed
+
+app = typer.Typer(
+    name="discovery-deploy",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="From a file describing a distributed OpenStack experiment to a report that can be believed.",
+    epilog="Exit codes: 2 experiment file, 3 testbed, 4 playbook, 5 measurement not valid, 6 state or lock, 70 bug.",
+)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="The experiment file.", show_default=False)]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        "--workspace",
+        "-w",
+        metavar="DIR",
+        help="Where state and results go.  [default: ./results/<name>]",
+        show_default=False,
+    ),
+]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every step on a line of its own.")]
+Named = Annotated[
+    str | None,
+    typer.Option(
+        "--experiment",
+        "-e",
+        metavar="NAME",
+        show_default=False,
+        help="Experiment file, workspace folder, or name.  [default: the only one in ./results]",
+    ),
+]
+SettingLabel = Annotated[
+    str | None,
+    typer.Option(
+        "--setting",
+        "-s",
+        metavar="LABEL",
+        help="Which setting of the campaign.  [default: the first]",
+        show_default=False,
+    ),
+]
+
+console = Console(stderr=True)
+
+
+def _announcer(verbose: bool) -> ConsoleAnnouncer:
+    return ConsoleAnnouncer(console, verbose)
+
+
+@contextmanager
+def _driver(file: Path, folder: Path | None, verbose: bool, retry_invalid: bool = False) -> Iterator[Driver]:
+    """The driver of an experiment file, with its workspace locked."""
+    opened = opening.open_experiment(file)
+    workspace = opening.workspace_of(opened, folder)
+    announce = _announcer(verbose)
+    with workspace.lock():
+        opening.keep_source(workspace, opened)
+        provider = provider_named(opened.experiment.provider.type)
+        testbed = Testbed(opened.experiment, workspace, provider, announce)
+        try:
+            yield Driver(testbed, opened.source, retry_invalid)
+        except (KeyboardInterrupt, DiscoveryError) as error:
+            workspace.note("stopped", error=type(error).__name__, what=str(error).splitlines()[:3])
+            raise
+        finally:
+            announce.stop()
+
+
+@app.command()
+def check(file: File) -> None:
+    """Check an experiment file; touches nothing, reports all mistakes at once."""
+    opened = opening.open_experiment(file)
+    experiment = opened.experiment
+    settings, runs = opening.size(experiment)
+    console.print(
+        f"{file}: well: {len(experiment.sites)} sites, {settings} settings, {runs} runs",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@app.command()
+def run(
+    file: File,
+    workspace: Folder = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done; do nothing.")] = False,
+    retry_invalid: Annotated[bool, typer.Option(help="Repeat runs that ended but were not valid.")] = False,
+    release: Annotated[bool, typer.Option("--release", help="Give the hosts back at the end.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Do all of it: reserve, prepare, deploy, constrain, verify, bench, report. Run again to go on after a stop."""
+    with _driver(file, workspace, verbose, retry_invalid) as driver:
+        if dry_run:
+            sys.stdout.write(commands.dry_run(driver))
+            return
+        driver.bench()
+        driver.collect()
+        index = driver.report()
+        if release:
+            driver.testbed.release()
+        sys.stdout.write(commands.summary(driver))
+        sys.stdout.write(f"report: {index}\n")
+        driver.raise_when_not_valid()
+
+
+def _phase_command(phase: Phase, text: str) -> None:
+    def command(file: File, setting: SettingLabel = None, workspace: Folder = None, verbose: Verbose = False) -> None:
+        with _driver(file, workspace, verbose) as driver:
+            chosen = commands.setting_named(driver, setting)
+            report = driver.testbed.bring_to(chosen, phase)
+            if phase == "verify":
+                report = report or driver.testbed.verify(chosen.experiment)
+                sys.stdout.write(commands.wan_table(report))
+                commands.raise_on_problems(report)
+
+    command.__doc__ = text
+    app.command(name=phase)(command)
+
+
+_phase_command("reserve", "Obtain the hosts, and start again those that died.")
+_phase_command("prepare", "Put the software on every host (after reserve, if that is stale).")
+_phase_command("deploy", "Deploy OpenStack for one setting (after the phases before it, where stale).")
+_phase_command("constrain", "Shape the WAN of one setting (after the phases before it, where stale).")
+_phase_command("verify", "Measure the WAN of one setting: asked against measured, on standard output.")
+
+
+@app.command()
+def bench(
+    file: File,
+    workspace: Folder = None,
+    retry_invalid: Annotated[bool, typer.Option(help="Repeat runs that ended but were not valid.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Do the campaign's runs that have no result yet (with the phases before them, where stale)."""
+    with _driver(file, workspace, verbose, retry_invalid) as driver:
+        driver.bench()
+        driver.collect()
+        driver.raise_when_not_valid()
+
+
+@app.command()
+def report(file: File, workspace: Folder = None, verbose: Verbose = False) -> None:
+    """Write the report from the runs that are there; its path goes to standard output."""
+    with _driver(file, workspace, verbose) as driver:
+        sys.stdout.write(f"{driver.report()}\n")
+
+
+@app.command()
+def status(experiment: Named = None) -> None:
+    """Show hosts, phases and runs of an experiment, and the experiments that hold hosts on this machine."""
+    sys.stdout.write(commands.status(experiment))
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def ssh(
+    host: Annotated[str, typer.Argument(metavar="HOST", help="Name of a host of the experiment.")],
+    command: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND]...")] = None,
+    experiment: Named = None,
+) -> None:
+    """Log in to a host, or run a command there."""
+    commands.ssh(opening.find_workspace(experiment), host, command or [])
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+def openstack(
+    site: Annotated[str, typer.Argument(metavar="SITE", help="Whose services are asked.")],
+    arguments: Annotated[list[str] | None, typer.Argument(metavar="ARGS...")] = None,
+    experiment: Named = None,
+) -> None:
+    """Run the openstack client against one site; `clouds.yaml` in the workspace does the same for other tools."""
+    commands.openstack(opening.find_workspace(experiment), site, arguments or [])
+
+
+@app.command()
+def release(
+    experiment: Annotated[str, typer.Argument(metavar="NAME", help="Experiment file, workspace folder, or name.")],
+    verbose: Verbose = False,
+) -> None:
+    """Give back all that an experiment holds, from any state. Results and report stay."""
+    commands.release(experiment, _announcer(verbose))
+
+
+@app.command(name="doctor")
+def doctor_command(
+    provider: Annotated[str, typer.Option(help="Which provider.")] = "local",
+) -> None:
+    """Say what this machine lacks for a provider, and the command that mends it (on standard output)."""
+    places = [stack.cache_directory()]
+    found = doctor.lacks(provider_named(provider), places)
+    for lack in found:
+        console.print(f"missing: {lack.what}", markup=False, highlight=False, soft_wrap=True)
+        if lack.command:
+            sys.stdout.write(lack.command + "\n")
+    if found:
+        raise typer.Exit(EXIT_TESTBED)
+    console.print(f"nothing is missing for provider {provider}", highlight=False)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the experiment.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file to write.  [default: NAME.yaml]", show_default=False)
+    ] = None,
+) -> None:
+    """Write a commented experiment file to start from."""
+    path = output or Path(f"{name}.yaml")
+    commands.write_new(path, config.template(name))
+    sys.stdout.write(f"{path}\n")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"discovery-deploy {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry point. Turns every failure into one clear message and the exit code of its kind."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        app(standalone_mode=True)
+    except DiscoveryError as error:
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True, style="red")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        console.print("interrupted; what was done is kept: run again to go on, or release", highlight=False)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception:
+        traceback.print_exc()
+        console.print("this is a bug of discovery-deploy; please report it with the lines above", highlight=False)
+        sys.exit(EXIT_BUG)

@@ -1,0 +1,204 @@
+"""What the smaller commands do: texts for standard output, and programs that take over the terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from discovery_deploy import opening, rally, stats, wan
+from discovery_deploy.campaign import Setting
+from discovery_deploy.driver import Driver
+from discovery_deploy.errors import ExperimentError, MeasurementError, StateError
+from discovery_deploy.phases import PHASES, State
+from discovery_deploy.providers import provider_named
+from discovery_deploy.providers.base import Lease
+from discovery_deploy.records import RunRecord
+from discovery_deploy.remote import Remote
+from discovery_deploy.report import text
+from discovery_deploy.testbed import Announcer
+from discovery_deploy.testbed import release as release_experiment
+from discovery_deploy.workspace import Workspace
+
+
+def setting_named(driver: Driver, label: str | None) -> Setting:
+    """The setting of a label, or the first. Raises ExperimentError, naming the known labels."""
+    if label is None:
+        return driver.settings[0]
+    for setting in driver.settings:
+        if setting.record.label == label:
+            return setting
+    known = ", ".join(f'"{setting.record.label}"' for setting in driver.settings)
+    raise ExperimentError(f'no setting "{label}"; the settings are {known}')
+
+
+def dry_run(driver: Driver) -> str:
+    """What `run` would do: stale phases, tc programs, runs."""
+    lines: list[str] = []
+    pending = driver.pending()
+    needed = list({run.setting.record.label: run.setting for run in pending}.values()) or [driver.settings[0]]
+    first = needed[0]
+    stale = driver.testbed.stale(first)
+    lines.append(f"stale phases for the first setting [{first.record.label}]: {', '.join(stale) or 'none'}")
+    programs: set[str] = set()
+    for setting in needed:
+        program = driver.testbed.program(setting.experiment)
+        if program not in programs:
+            programs.add(program)
+            lines += [f"tc program [{setting.record.label}]:", program.rstrip()]
+    lines.append(f"runs to do: {len(pending)}")
+    for run in pending:
+        scenario = run.scenario
+        lines.append(f"  {run.id}: {scenario.task} x {scenario.times}, {scenario.concurrency} at a time")
+    return "\n".join(lines) + "\n"
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds * 1e3:.2f}"
+
+
+def wan_table(report: wan.WanReport) -> str:
+    """Asked against measured, one ordered pair a line, tab separated with a header."""
+    lines = ["from\tto\tasked RTT ms\tmedian RTT ms\tp99 ms\tloss %\trate Mbit/s\tproblem"]
+    for pair in report.pairs:
+        got = pair.measured
+        loss = "-" if got.loss is None else f"{got.loss * 100:.2f}"
+        rate = "-" if got.rate_bps is None else f"{got.rate_bps / 1e6:.2f}"
+        lines.append(
+            f"{got.source}\t{got.destination}\t{_milliseconds(pair.asked_rtt_s)}\t{_milliseconds(got.rtt_median_s)}\t"
+            f"{_milliseconds(got.rtt_p99_s)}\t{loss}\t{rate}\t{'; '.join(pair.problems) or '-'}"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def raise_on_problems(report: wan.WanReport) -> None:
+    """Raises MeasurementError when the WAN is not the one asked for."""
+    if report.problems:
+        raise MeasurementError(
+            "the WAN is not the one asked for:\n  " + "\n  ".join(report.problems),
+            "Is the machine busy? Verify again; else see docs/measuring.md on tolerances.",
+        )
+
+
+def summary(driver: Driver) -> str:
+    """Medians of whole iterations, and what a round trip costs, for a terminal."""
+    records = driver.records()
+    table = stats.with_other(driver.iterations(records).to_pandas())
+    rows = [("scenario", "setting", "from", "median", "failed", "iterations")]
+    for _, row in stats.summarise(table).iterrows():
+        if row["atomic_action"] == rally.TOTAL:
+            beside = " (beside the only database)" if row["beside_only_database"] else ""
+            failed = f"{row['failure_rate'] * 100:.0f} %"
+            median = text.seconds(row["median_s"])
+            rows.append((row["scenario"], row["setting"], row["site"] + beside, median, failed, str(row["count"])))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    fits, _ = stats.regressions(table, records)
+    lines += [text.fit_sentence(fit) for fit in fits if fit.atomic_action not in (rally.TOTAL, rally.OTHER)]
+    return "\n".join(lines) + "\n"
+
+
+def _runs_text(workspace: Workspace) -> list[str]:
+    records = []
+    for path in sorted(workspace.runs.glob("*/record.json")):
+        record = workspace.load(str(path.relative_to(workspace.path)), RunRecord)
+        if record is not None:
+            records.append(record)
+    valid = sum(record.valid for record in records)
+    lines = [f"runs with a record: {len(records)}, of which valid: {valid}"]
+    for record in records:
+        if not record.valid:
+            lines.append(f"  not valid: {record.id}: {record.problems[0]}")
+    return lines
+
+
+def workspace_status(workspace: Workspace) -> str:
+    """Hosts, phases and runs of one workspace."""
+    name = (workspace.path / "name").read_text().strip()
+    lines = [f"experiment {name}, workspace {workspace.path}"]
+    lease = workspace.load("lease.json", Lease)
+    if lease is None:
+        lines.append("hosts: none")
+    else:
+        dead = set(provider_named(lease.provider).dead_hosts(lease))
+        lines.append(f"hosts ({lease.provider}, WAN router {lease.router}):")
+        for host in lease.hosts:
+            alive = "dead" if host.name in dead else "running"
+            lines.append(
+                f"  {host.name:<20} {host.site:<12} {host.management_address:<15} {host.site_address:<15} {alive}"
+            )
+    state = workspace.load("state.json", State) or State()
+    for phase in PHASES:
+        record = state.phases.get(phase)
+        text = "stale" if record is None else f"{record.status} at {record.at}, {record.seconds:.1f} s"
+        lines.append(f"  {phase:<10} {text}")
+    return "\n".join([*lines, *_runs_text(workspace)]) + "\n"
+
+
+def status(named: str | None) -> str:
+    """Text of `status`: one experiment, or all in the results directory; then who holds hosts on this machine."""
+    if named is None:
+        present = sorted(path.parent for path in opening.results_directory().glob("*/name"))
+        texts = [workspace_status(Workspace(path)) for path in present]
+    else:
+        texts = [workspace_status(opening.find_workspace(named))]
+    holders = provider_named("local").experiments()
+    texts.append(f"experiments with hosts on this machine: {', '.join(holders) or 'none'}\n")
+    return "\n".join(texts)
+
+
+def _take_over(arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execvpe(arguments[0], list(arguments), environment or dict(os.environ))
+
+
+def ssh(workspace: Workspace, host: str, command: Sequence[str]) -> None:
+    """Become an ssh to a host. Raises StateError when there is no such host."""
+    lease = workspace.load("lease.json", Lease)
+    names = [known.name for known in lease.hosts] if lease else []
+    if host not in names:
+        raise StateError(f'no host "{host}"; hosts: {", ".join(names) or "none are reserved"}', "See `status`.")
+    _take_over(Remote(workspace.ssh_config).arguments(host, command))
+
+
+def openstack(workspace: Workspace, site: str, arguments: Sequence[str]) -> None:
+    """Become the openstack client for a site. Raises StateError when nothing is deployed or there is no such site."""
+    clouds = workspace.path / "clouds.yaml"
+    lease = workspace.load("lease.json", Lease)
+    if lease is None or not clouds.exists():
+        raise StateError(f"{workspace.path}: nothing is deployed", "Use `discovery-deploy run FILE`.")
+    if site not in lease.site_subnets:
+        raise StateError(f'no site "{site}"; sites: {", ".join(lease.site_subnets)}', "See `status`.")
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("OS_")}
+    environment["OS_CLIENT_CONFIG_FILE"] = str(clouds)
+    client = str(Path(sys.executable).parent / "openstack")
+    _take_over([client, "--os-cloud", site, *arguments], environment)
+
+
+def release(named: str, announce: Announcer) -> None:
+    """Release by file, workspace or bare name; a name without a workspace is looked for on this machine."""
+    try:
+        workspace = opening.find_workspace(named)
+    except StateError:
+        provider = provider_named("local")
+        if named not in provider.experiments():
+            raise
+        release_experiment(named, provider, announce)
+        return
+    name = (workspace.path / "name").read_text().strip()
+    lease = workspace.load("lease.json", Lease)
+    with workspace.lock():
+        release_experiment(name, provider_named(lease.provider if lease else "local"), announce, workspace)
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a new experiment file. Raises StateError when the path is taken or not writable."""
+    try:
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise StateError(f"{path}: is there already", "Choose another name, or --output.") from None
+    except OSError as error:
+        raise StateError(f"{path}: {error.strerror}", "Choose another --output.") from error

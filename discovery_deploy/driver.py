@@ -1,0 +1,260 @@
+"""The driver of a whole experiment: every setting, every run, the records, the report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from execo_engine import ParamSweeper
+
+from discovery_deploy import __version__, bench, campaign, rally, report, wan
+from discovery_deploy.campaign import Run, Setting
+from discovery_deploy.errors import MeasurementError
+from discovery_deploy.model import Scenario
+from discovery_deploy.phases import digest, wanted_hashes
+from discovery_deploy.provenance import machine_facts, tool_commit
+from discovery_deploy.providers.base import Lease
+from discovery_deploy.records import HostFacts, Provenance, RunRecord
+from discovery_deploy.testbed import Testbed
+from discovery_deploy.workspace import now
+
+
+class PlannedRun(Run):
+    """A run, with the hash of all that it depends on: the testbed's phases, the scenario, its template."""
+
+    fingerprint: str
+
+
+class Driver:
+    """Conducts the campaign on a testbed.
+
+    Args:
+        testbed: its experiment is the file as written.
+        source: the text of the experiment file, for provenance.
+        retry_invalid: repeat runs that ended but are not valid.
+    """
+
+    def __init__(self, testbed: Testbed, source: str, retry_invalid: bool = False) -> None:
+        self.testbed = testbed
+        self.experiment = testbed.experiment
+        self.workspace = testbed.workspace
+        self.announce = testbed.announce
+        self.source = source
+        self.retry_invalid = retry_invalid
+        self.tasks = rally.load_tasks()
+        self.settings: Sequence[Setting] = campaign.settings(self.experiment)
+
+    # what is to be done
+
+    def fingerprint(self, setting: Setting, scenario: Scenario) -> str:
+        """Hash of everything a run of a scenario in a setting depends on."""
+        experiment = setting.experiment
+        hashes = wanted_hashes(experiment, self.testbed.inputs)
+        template = self.tasks[scenario.task].model_dump(mode="json")
+        return digest(
+            hashes["verify"], scenario.model_dump(mode="json"), template, experiment.campaign.load,
+            experiment.bench_sites(),
+        )  # fmt: skip
+
+    def planned(self) -> list[PlannedRun]:
+        """Every run of the campaign, in the order that redeploys least."""
+        return [
+            PlannedRun(**dict(run), fingerprint=self.fingerprint(run.setting, run.scenario))
+            for run in campaign.runs(self.experiment, self.settings)
+        ]
+
+    def record(self, run_id: str) -> RunRecord | None:
+        """The record of a run, or None when there is none."""
+        return self.workspace.load(f"runs/{run_id}/record.json", RunRecord)
+
+    def pending(self) -> list[PlannedRun]:
+        """Runs without a result that counts."""
+        waiting = []
+        for run in self.planned():
+            record = self.record(run.id)
+            fits = record is not None and record.fingerprint == run.fingerprint
+            if record is None or not fits or self._is_repeated(record):
+                waiting.append(run)
+        return waiting
+
+    def _is_repeated(self, record: RunRecord) -> bool:
+        return record.status == "failed" or (self.retry_invalid and not record.valid)
+
+    def _supersede(self, run: PlannedRun) -> None:
+        """Put an earlier attempt aside; it is kept, and listed in the report when it was not valid."""
+        folder = self.workspace.runs / run.id
+        if (folder / "record.json").exists():
+            earlier = len(list(self.workspace.runs.glob(f"{run.id}~*")))
+            folder.rename(self.workspace.runs / f"{run.id}~{earlier + 1}")
+        elif folder.exists():
+            shutil.rmtree(folder)  # a run that was cut off: nothing was recorded of it
+
+    def _sweeper(self, runs: Sequence[PlannedRun]) -> ParamSweeper:
+        """execo's to-do list of these runs; what a dead driver held in progress is to do again."""
+        folder = self.workspace.runs / ".sweeper"
+        combinations = [{"run": run.id, "fingerprint": run.fingerprint} for run in runs]
+        sweeper = ParamSweeper(str(folder), sweeps=combinations, name=self.experiment.name)
+        for combination in list(sweeper.get_inprogress()):
+            sweeper.cancel(combination)
+        if sweeper.get_done() or sweeper.get_skipped():
+            # The records are the truth: these runs have none that counts, whatever the list says.
+            shutil.rmtree(folder)
+            sweeper = ParamSweeper(str(folder), sweeps=combinations, name=self.experiment.name)
+        return sweeper
+
+    # doing it
+
+    def bench(self) -> None:
+        """All pending runs, setting by setting. Raises the first error that is not a result of Rally's."""
+        pending = self.pending()
+        for run in pending:
+            self._supersede(run)
+        by_key = {(run.id, run.fingerprint): run for run in pending}
+        order = {run.id: place for place, run in enumerate(pending)}
+        sweeper = self._sweeper(pending)
+
+        def in_order(combinations: Any) -> list[Any]:
+            return sorted(combinations, key=lambda combination: order[combination["run"]])
+
+        last: wan.WanReport | None = None
+        at: str | None = None
+        while combination := sweeper.get_next(in_order):
+            run = by_key[combination["run"], combination["fingerprint"]]
+            try:
+                setting = run.setting
+                verified = self.testbed.bring_to(setting)
+                before = (
+                    verified
+                    or (last if at == setting.record.label else None)
+                    or self.testbed.verify(setting.experiment)
+                )
+                last, at = self._run(run, before, f"{order[run.id] + 1}/{len(pending)}"), setting.record.label
+            except BaseException:
+                sweeper.cancel(combination)
+                raise
+            sweeper.done(combination)
+
+    def _run(self, run: PlannedRun, before: wan.WanReport, place: str) -> wan.WanReport:
+        """One run, recorded whatever comes of it. Returns the verification after it."""
+        setting, testbed = run.setting, self.testbed
+        experiment = setting.experiment
+        label = f"{place} {run.scenario.label} [{setting.record.label}] repetition {run.repetition}"
+        self.announce.phase("bench", label)
+        started_at = now()
+        self.workspace.note("run started", run=run.id)
+        hosts = [testbed.lease.at(site, "bench") for site in experiment.bench_sites()]
+        task = rally.rally_task(self.tasks[run.scenario.task], run.scenario)
+        folder = self.workspace.runs / run.id
+        command = testbed.environments(experiment).rally_command
+        results = bench.load(testbed.remote, hosts, run.id, task, command, run.scenario.times, folder)
+        self.announce.line("the WAN is measured again")
+        after = testbed.verify(experiment)
+        rally_problems = tuple(result.problem for result in results if result.problem)
+        record = RunRecord(
+            id=run.id,
+            fingerprint=run.fingerprint,
+            scenario=run.scenario,
+            setting=setting.record,
+            repetition=run.repetition,
+            load=experiment.campaign.load,
+            placements=campaign.placements(experiment, testbed.shapes(experiment)),
+            status="failed" if rally_problems else "done",
+            problems=(
+                *rally_problems,
+                *(f"WAN before the run: {problem}" for problem in before.problems),
+                *(f"WAN after the run: {problem}" for problem in after.problems),
+            ),
+            started_at=started_at,
+            finished_at=now(),
+            wan_before=before,
+            wan_after=after,
+            files={result.site: result.site for result in results},
+        )
+        self.workspace.save(f"runs/{run.id}/record.json", record)
+        self.workspace.note("run ended", run=run.id, status=record.status, problems=list(record.problems))
+        return after
+
+    # telling it
+
+    def records(self) -> list[RunRecord]:
+        """Records of this campaign: the one that counts of each run, then earlier attempts that were not valid."""
+        found: list[RunRecord] = []
+        earlier: list[RunRecord] = []
+        for run in self.planned():
+            record = self.record(run.id)
+            if record is not None and record.fingerprint == run.fingerprint:
+                found.append(record)
+            for folder in sorted(self.workspace.runs.glob(f"{run.id}~*")):
+                old = self.record(folder.name)
+                if old is not None and old.fingerprint == run.fingerprint and old.problems:
+                    earlier.append(old.model_copy(update={"id": folder.name}))
+        return found + earlier
+
+    def collect(self) -> None:
+        """Bring home the facts of the hosts while they are there; a repeated call looks again."""
+        if self.workspace.load("lease.json", Lease) is None:
+            return
+        self.announce.phase("collect", "versions and facts of the hosts")
+        started = time.monotonic()
+        self.testbed.collect(self.settings[-1].experiment, self.workspace.path / "facts")
+        self.announce.done("collect", round(time.monotonic() - started, 3))
+
+    def provenance(self) -> Provenance:
+        """What it takes to believe and to repeat the experiment."""
+        lease = self.workspace.load("lease.json", Lease)
+        facts = [HostFacts.model_validate_json(path.read_text()) for path in
+                 sorted((self.workspace.path / "facts").glob("*.json"))]  # fmt: skip
+        inputs = self.testbed.inputs
+        return Provenance(
+            tool_version=__version__,
+            tool_commit=tool_commit(),
+            provider=self.experiment.provider.type,
+            wan_router=lease.router if lease else "released",
+            machine=machine_facts(),
+            hashes={**inputs.model_dump(), "experiment file": digest(self.source)},
+            hosts=tuple(facts),
+            phase_seconds=self.testbed.state.seconds,
+            finished_at=now(),
+        )
+
+    def iterations(self, records: Sequence[RunRecord]) -> pa.Table:
+        """Every iteration and atomic action of these runs (`rally.schema`)."""
+        reports = []
+        for record in records:
+            for site, folder in record.files.items():
+                path = self.workspace.runs / record.id / folder / "rally.json"
+                if path.exists():
+                    reports.append((record, site, json.loads(path.read_text(encoding="utf-8"))))
+        return rally.table(reports, [factor.path for factor in self.experiment.campaign.factors])
+
+    def report(self) -> Path:
+        """Write the report from all records that are there. Returns the path of the HTML file."""
+        self.announce.phase("report", "")
+        started = time.monotonic()
+        records = self.records()
+        files = report.build(
+            self.experiment, records, self.iterations(records), self.provenance(), self.tasks, self.source
+        )
+        page = report.write(files, self.workspace.report)
+        self.announce.done("report", round(time.monotonic() - started, 3), f"{len(records)} runs")
+        return page
+
+    def raise_when_not_valid(self) -> None:
+        """Raises MeasurementError when a run of the campaign is missing, failed or not valid: it names them."""
+        problems = []
+        for run in self.planned():
+            record = self.record(run.id)
+            if record is None or record.fingerprint != run.fingerprint:
+                problems.append(f"{run.id}: not done yet")
+            elif record.problems:
+                problems.append(f"{run.id}: {record.problems[0]}")
+        if problems:
+            raise MeasurementError(
+                f"{len(problems)} runs have no valid result:\n  " + "\n  ".join(problems),
+                "They are kept and marked in the report; run again (with --retry-invalid for invalid ones).",
+            )

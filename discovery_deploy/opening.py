@@ -1,0 +1,100 @@
+"""From what a person names (a file, a name, or nothing) to an experiment and its workspace."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from discovery_deploy import campaign, config, rally
+from discovery_deploy.errors import ExperimentError, StateError
+from discovery_deploy.model import Experiment, Strict
+from discovery_deploy.workspace import Workspace, write_file
+
+COPY = "experiment.yaml"
+"""The workspace keeps the experiment file as it was at the last run."""
+
+
+class Opened(Strict):
+    """An experiment that passed `check`, with its text."""
+
+    experiment: Experiment
+    source: str
+    path: Path
+
+
+def open_experiment(path: Path) -> Opened:
+    """Read and check an experiment file. Raises ExperimentError with all mistakes."""
+    experiment = config.load(path, rally.load_tasks())
+    return Opened(experiment=experiment, source=path.read_text(encoding="utf-8"), path=path)
+
+
+def size(experiment: Experiment) -> tuple[int, int]:
+    """Number of settings and of runs."""
+    settings = campaign.settings(experiment)
+    return len(settings), len(settings) * len(experiment.campaign.scenarios) * experiment.campaign.repetitions
+
+
+def results_directory() -> Path:
+    """Where workspaces are, unless `--workspace` says otherwise: $DISCOVERY_DEPLOY_RESULTS, or ./results."""
+    return Path(os.environ.get("DISCOVERY_DEPLOY_RESULTS", "results"))
+
+
+def workspace_of(opened: Opened, chosen: Path | None) -> Workspace:
+    """The workspace of an experiment, made when missing.
+
+    Raises:
+        StateError: the folder belongs to an experiment of another name.
+    """
+    workspace = Workspace(chosen or results_directory() / opened.experiment.name)
+    marker = workspace.path / "name"
+    if marker.exists() and (name := marker.read_text().strip()) != opened.experiment.name:
+        raise StateError(
+            f"{workspace.path}: is the workspace of experiment {name!r}, not {opened.experiment.name!r}",
+            "Choose another folder with --workspace.",
+        )
+    write_file(marker, opened.experiment.name + "\n")
+    return workspace
+
+
+def keep_source(workspace: Workspace, opened: Opened) -> None:
+    """Put the experiment file beside its results."""
+    write_file(workspace.path / COPY, opened.source)
+
+
+def find_workspace(named: str | None) -> Workspace:
+    """The workspace that a person means: an experiment file, a workspace folder, a name, or the only one here.
+
+    Raises:
+        StateError: there is none, or more than one.
+    """
+    if named is None:
+        present = sorted(path.parent for path in results_directory().glob("*/name"))
+        if len(present) == 1:
+            return Workspace(present[0])
+        which = ", ".join(path.name for path in present) or "none"
+        raise StateError(
+            f"{results_directory()}: which experiment? there are: {which}",
+            "Name it with --experiment NAME, or give its workspace folder or file.",
+        )
+    path = Path(named)
+    if path.is_dir() and (path / "name").exists():
+        return Workspace(path)
+    if path.is_file():
+        return workspace_of(open_experiment(path), None)
+    if (results_directory() / named / "name").exists():
+        return Workspace(results_directory() / named)
+    raise StateError(
+        f"{named}: neither an experiment file, nor a workspace, nor an experiment in {results_directory()}",
+        "Look with `discovery-deploy status`, or give the workspace folder.",
+    )
+
+
+def experiment_of_workspace(workspace: Workspace) -> Opened:
+    """The experiment as it was last run in a workspace. Raises StateError when nothing was run there."""
+    path = workspace.path / COPY
+    if not path.exists():
+        raise StateError(f"{workspace.path}: nothing was run here yet", "Use `discovery-deploy run FILE`.")
+    try:
+        return open_experiment(path)
+    except ExperimentError as error:
+        raise StateError(f"{path}: {error.what}", "The file was made by another version; run again.") from error

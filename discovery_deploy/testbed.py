@@ -1,0 +1,321 @@
+"""The testbed of one experiment: brought to a setting phase by phase, measured, and given back.
+
+Whatever is done is written down before and after, so that a driver that dies is followed by one that goes on.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from discovery_deploy import ansible, clients, measure, stack, variables, wan, wan_readback
+from discovery_deploy.campaign import Setting
+from discovery_deploy.errors import StateError
+from discovery_deploy.model import Experiment, Strict
+from discovery_deploy.phases import PHASES, Phase, State, must_destroy, stale_phases, wanted_hashes
+from discovery_deploy.providers.base import Lease, ProviderInterface
+from discovery_deploy.remote import Remote, ssh_config_text
+from discovery_deploy.workspace import Workspace, now, write_file
+
+CONTROL_SOCKETS = Path("/run/discovery-deploy")
+"""Where ssh keeps the sockets of shared connections: their paths must be short."""
+
+SHAPES = "shapes.json"
+Shapes = Mapping[tuple[str, str], wan.PathShape]
+"""(source site, destination site) -> shape."""
+
+
+class Announcer(Protocol):
+    """Where it is said what is being done; the command line shows it to a person."""
+
+    def phase(self, name: str, detail: str) -> None:
+        """A phase begins."""
+
+    def line(self, text: str) -> None:
+        """A step of the present phase."""
+
+    def done(self, name: str, seconds: float, detail: str = "") -> None:
+        """The phase has ended well."""
+
+
+def wan_summary(report: wan.WanReport) -> str:
+    """One line: how many ordered pairs, and how far the medians are from asked."""
+    if report.problems:
+        return f"{len(report.problems)} problems, the first: {report.problems[0]}"
+    errors_s = [
+        abs(pair.measured.rtt_median_s - report.base_rtt_s - pair.asked_rtt_s)
+        for pair in report.pairs
+        if pair.measured.rtt_median_s is not None
+    ]
+    return f"{len(report.pairs)} ordered pairs as asked, largest RTT error {max(errors_s, default=0.0) * 1e3:.2f} ms"
+
+
+class AppliedPath(Strict):
+    """The shape that was put on one ordered pair of sites."""
+
+    source: str
+    destination: str
+    shape: wan.PathShape
+
+
+class AppliedShapes(Strict):
+    """What was last put on the WAN."""
+
+    paths: tuple[AppliedPath, ...]
+
+
+class Testbed:
+    """Hosts, deployment and WAN of one experiment.
+
+    Args:
+        experiment: as in the file (settings substitute factor levels in it).
+        workspace: locked by the caller.
+    """
+
+    __test__ = False
+
+    def __init__(
+        self, experiment: Experiment, workspace: Workspace, provider: ProviderInterface, announce: Announcer
+    ) -> None:
+        self.experiment = experiment
+        self.workspace = workspace
+        self.provider = provider
+        self.announce = announce
+        self.cache = stack.cache_directory()
+        self.inputs = stack.inputs(experiment.deployment.release)
+        self._state: State | None = None
+        self._checked_alive = False
+
+    # state and lease
+
+    @property
+    def state(self) -> State:
+        """What was done, as written down. An unreadable state file costs time, not machines."""
+        if self._state is None:
+            try:
+                self._state = self.workspace.load("state.json", State) or State()
+            except StateError:
+                path = self.workspace.path / "state.json"
+                path.replace(path.with_suffix(".damaged"))
+                self.workspace.note("state.json was not readable: every phase is done again")
+                # Unknown is treated as another deployment: it is destroyed before ours comes.
+                self._state = State(deployed="unknown")
+        return self._state
+
+    def _keep(self, state: State) -> None:
+        self.workspace.save("state.json", state)
+        self._state = state
+
+    @property
+    def lease(self) -> Lease:
+        """The hosts. Raises StateError when there are none."""
+        lease = self.workspace.load("lease.json", Lease)
+        if lease is None:
+            raise StateError(f"{self.experiment.name}: no hosts are reserved", "Run the phase `reserve` first.")
+        return lease
+
+    @property
+    def remote(self) -> Remote:
+        """Ssh to the hosts."""
+        return Remote(self.workspace.ssh_config)
+
+    @property
+    def secrets(self) -> variables.Secrets:
+        """The experiment's secrets, generated at the first call."""
+        known = self.workspace.load("secrets.json", variables.Secrets)
+        if known is None:
+            known = variables.Secrets.generate()
+            self.workspace.save("secrets.json", known, mode=0o600)
+        return known
+
+    # phases
+
+    def stale(self, setting: Setting, until: Phase = "verify") -> tuple[Phase, ...]:
+        """Phases that must be executed to be at a setting. Looks once whether the hosts live."""
+        wanted = wanted_hashes(setting.experiment, self.inputs)
+        stale = stale_phases(self.state, wanted, until)
+        if (not stale or stale[0] != "reserve") and not self._checked_alive:
+            dead = self.provider.dead_hosts(self.lease)
+            if dead:
+                self.workspace.note("dead hosts", hosts=dead)
+                self.announce.line(f"no longer running: {', '.join(dead)}; they are started again")
+                return PHASES[: PHASES.index(until) + 1]
+            self._checked_alive = True
+        return stale
+
+    def bring_to(self, setting: Setting, until: Phase = "verify") -> wan.WanReport | None:
+        """Execute the stale phases up to `until`, in order.
+
+        Returns:
+            The verification when it was made now; None when it was made before.
+        """
+        wanted = wanted_hashes(setting.experiment, self.inputs)
+        acts: dict[Phase, Callable[[Experiment], str]] = {
+            "reserve": self._reserve,
+            "prepare": self._prepare,
+            "deploy": self._deploy,
+            "constrain": self._constrain,
+        }
+        report: wan.WanReport | None = None
+        for phase in self.stale(setting, until):
+            self.announce.phase(phase, setting.record.label if phase in ("deploy", "constrain", "verify") else "")
+            started = time.monotonic()
+            if phase == "deploy" and must_destroy(self.state, wanted):
+                self._destroy()
+            self._keep(self.state.started(phase, wanted[phase], now()))
+            self.workspace.note("phase started", phase=phase, hash=wanted[phase], setting=setting.record.label)
+            if phase == "verify":
+                report = self.verify(setting.experiment)
+                detail = wan_summary(report)
+            else:
+                detail = acts[phase](setting.experiment)
+            seconds = round(time.monotonic() - started, 3)
+            if report is None or not report.problems:
+                self._keep(self.state.done(phase, now(), seconds))
+            self.workspace.note("phase ended", phase=phase, seconds=seconds, detail=detail)
+            self.announce.done(phase, seconds, detail)
+        return report
+
+    def _reserve(self, experiment: Experiment) -> str:
+        image = stack.base_image(self.cache, self.announce.line)
+        key = self.workspace.public_key()
+        lease = self.provider.reserve(experiment, key, image, self.announce.line)
+        self.workspace.save("lease.json", lease)
+        control = CONTROL_SOCKETS / experiment.name
+        control.mkdir(parents=True, exist_ok=True, mode=0o700)
+        hosts = [(host.name, host.management_address) for host in lease.hosts]
+        write_file(self.workspace.ssh_config, ssh_config_text(hosts, self.workspace.key, control), 0o600)
+        self._checked_alive = True
+        return f"{len(lease.hosts)} hosts at {len(experiment.sites)} sites, WAN router: {lease.router}"
+
+    def environments(self, experiment: Experiment) -> stack.Environments:
+        """The Python environments of the hosts, built when they are not cached."""
+        image = stack.base_image(self.cache, self.announce.line)
+        return stack.environments(self.cache, image, experiment.deployment.release, self.announce.line)
+
+    def _playbook(self, name: str, experiment: Experiment, limit_s: float = 900.0) -> None:
+        ansible.run_playbook(
+            name,
+            inventory=variables.inventory(experiment, self.lease, self.workspace.ssh_config, self.workspace.key),
+            variables=variables.variables(experiment, self.lease, self.secrets, self.environments(experiment)),
+            logs=self.workspace.logs,
+            progress=self.announce.line,
+            limit_s=limit_s,
+        )
+
+    def _prepare(self, experiment: Experiment) -> str:
+        self._playbook("prepare", experiment)
+        return ""
+
+    def _shape(self, shapes: Shapes) -> None:
+        """Bring the WAN to these shapes: by changes that lose no packet where it is known what is there."""
+        lease = self.lease
+        known = self.workspace.load(SHAPES, AppliedShapes)
+        # What is there is unknown from before the change until after it.
+        (self.workspace.path / SHAPES).unlink(missing_ok=True)
+        old = {(path.source, path.destination): path.shape for path in known.paths} if known else {}
+        readable = old and not wan_readback.readback_problems(
+            old, self.provider.read_shape(lease), lease.site_devices, lease.site_subnets
+        )
+        if readable and set(old) == set(shapes):
+            program = wan.tc_changes(old, shapes, lease.site_devices)
+        else:
+            program = wan.tc_program(shapes, lease.site_devices, lease.site_subnets)
+        if program:
+            self.provider.shape(lease, program)
+        paths = [
+            AppliedPath(source=pair[0], destination=pair[1], shape=shape) for pair, shape in sorted(shapes.items())
+        ]
+        self.workspace.save(SHAPES, AppliedShapes(paths=tuple(paths)))
+
+    def _flatten(self) -> None:
+        """No constraint between sites while a deployment is made or taken away."""
+        self._shape({pair: wan.PathShape() for pair in self.shapes(self.experiment)})
+
+    def _destroy(self) -> None:
+        self.announce.line("removing the deployment of another setting")
+        self._flatten()
+        self._playbook("destroy", self.experiment)
+        self._keep(self.state.model_copy(update={"deployed": None}))
+
+    def _deploy(self, experiment: Experiment) -> str:
+        self._flatten()
+        self._playbook("deploy", experiment)
+        lease, password = self.lease, self.secrets.admin_password
+        addresses = {site: lease.at(site, "control").site_address for site in experiment.site_names}
+        write_file(self.workspace.path / "clouds.yaml", clients.clouds_yaml(addresses, password), 0o600)
+        for site, address in addresses.items():
+            write_file(self.workspace.path / f"openrc-{site}", clients.openrc(site, address, password), 0o600)
+        return f"{', '.join(experiment.deployment.services)} at {len(addresses)} sites"
+
+    def shapes(self, experiment: Experiment) -> Shapes:
+        """The WAN that an experiment asks for."""
+        return wan.path_shapes(experiment.network, experiment.site_names)
+
+    def program(self, experiment: Experiment) -> str:
+        """The tc program of an experiment's WAN; before hosts are reserved, with names in place of addresses."""
+        lease = self.workspace.load("lease.json", Lease)
+        names = experiment.site_names
+        devices = lease.site_devices if lease else {name: f"<towards {name}>" for name in names}
+        subnets = lease.site_subnets if lease else {name: f"<network of {name}>" for name in names}
+        return wan.tc_program(self.shapes(experiment), devices, subnets)
+
+    def _constrain(self, experiment: Experiment) -> str:
+        shapes = self.shapes(experiment)
+        self._shape(shapes)
+        return f"{len(shapes)} ordered pairs of sites shaped"
+
+    def verify(self, experiment: Experiment) -> wan.WanReport:
+        """Read the WAN back and measure it: asked against measured; what is out of tolerance is measured once more."""
+        lease, shapes = self.lease, self.shapes(experiment)
+
+        def readback() -> tuple[str, ...]:
+            shown = self.provider.read_shape(lease)
+            return wan_readback.readback_problems(shapes, shown, lease.site_devices, lease.site_subnets)
+
+        points = []
+        for site in experiment.site_names:
+            host = lease.at(site)
+            gateway = lease.site_gateways.get(site)
+            points.append(measure.Point(site=site, host=host.name, address=host.site_address, gateway=gateway))
+        local = lease.provider == "local"
+        return measure.verify_wan(
+            self.remote, points, shapes, experiment.network.verify, readback=readback, shared_clock=local
+        )
+
+    def collect(self, experiment: Experiment, to: Path) -> None:
+        """Bring home each host's facts (OS, kernel, CPU, versions), one JSON file per host."""
+        ansible.run_playbook(
+            "collect",
+            inventory=variables.inventory(experiment, self.lease, self.workspace.ssh_config, self.workspace.key),
+            variables={
+                **variables.variables(experiment, self.lease, self.secrets, self.environments(experiment)),
+                "collect_directory": str(to),
+            },
+            logs=self.workspace.logs,
+            progress=self.announce.line,
+            limit_s=300.0,
+        )
+
+    def release(self) -> None:
+        """Give all back, from any state; results, report, logs and journal stay."""
+        release(self.experiment.name, self.provider, self.announce, self.workspace)
+
+
+def release(name: str, provider: ProviderInterface, announce: Announcer, workspace: Workspace | None = None) -> None:
+    """Give back everything of an experiment, found by its name, with or without its workspace."""
+    announce.phase("release", name)
+    started = time.monotonic()
+    control = CONTROL_SOCKETS / name
+    lease = workspace.load("lease.json", Lease) if workspace is not None else None
+    if lease is not None and workspace is not None and workspace.ssh_config.exists():
+        Remote(workspace.ssh_config).close(host.name for host in lease.hosts)
+    provider.release(name, announce.line)
+    shutil.rmtree(control, ignore_errors=True)
+    if workspace is not None:
+        workspace.remove_lease()
+        workspace.note("released")
+    announce.done("release", round(time.monotonic() - started, 3))

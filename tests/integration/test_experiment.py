@@ -1,0 +1,326 @@
+"""A whole small experiment on real hosts, through the command line, with its failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.leftovers import Snapshot
+
+pytestmark = pytest.mark.integration
+
+COMMAND = [sys.executable, "-m", "discovery_deploy"]
+EXPERIMENT: dict[str, Any] = {
+    "name": "small",
+    "question": "Does all of it work?",
+    "sites": [{"name": "nantes"}, {"name": "rennes"}],
+    "network": {"verify": {"rtt_tolerance": "3 ms"}},
+    "deployment": {"backend": {"type": "mariadb", "site": "nantes"}, "workers": 1},
+    "campaign": {
+        "bench_site": "rennes",
+        "factors": [{"path": "network.default.delay", "levels": ["0 ms", "10 ms"]}],
+        "scenarios": [{"task": "keystone/authenticate_user_and_validate_token", "times": 6}],
+    },
+}
+
+
+class Tool:
+    """The command line in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment = {**os.environ, "DISCOVERY_DEPLOY_STATE": str(folder / "state"), "COLUMNS": "200"}
+        self.workspace = folder / "results" / "small"
+        self.file = folder / "small.yaml"
+        self.write(EXPERIMENT)
+
+    def write(self, experiment: dict[str, Any]) -> None:
+        self.file.write_text(json.dumps(experiment, indent=1))  # JSON is YAML
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*COMMAND, *words], cwd=self.folder, env=self.environment, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    def __call__(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [*COMMAND, *words], cwd=self.folder, env=self.environment, text=True,
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=800,
+        )  # fmt: skip
+        assert done.returncode == code, f"{words}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def journal(self) -> list[dict[str, Any]]:
+        path = self.workspace / "journal.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def wait_for(self, running: subprocess.Popen[str], event: str, **details: Any) -> None:
+        """Until the journal holds a new event; fails when the program ends first."""
+        seen = len(self.journal())
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            for entry in self.journal()[seen:]:
+                if entry["event"] == event and all(entry.get(key) == value for key, value in details.items()):
+                    return
+            if running.poll() is not None:
+                out, err = running.communicate()
+                pytest.fail(f"ended before {event} {details}: {out}\n{err}")
+            time.sleep(0.02)
+        pytest.fail(f"no {event} {details} within 300 s")
+
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(path.read_text()) for path in sorted(self.workspace.glob("runs/*/record.json"))]
+
+
+@pytest.fixture(scope="module")
+def tool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
+    before = Snapshot.take()
+    made = Tool(tmp_path_factory.mktemp("experiment"))
+    yield made
+    made("release", "small")
+    assert Snapshot.take().leftovers(before) == []
+    assert not list((made.folder / "state").glob("small*"))
+
+
+def test_one_command_gives_a_report(tool: Tool) -> None:
+    done = tool("run", "small.yaml")
+    index = Path(done.stdout.strip().splitlines()[-1].removeprefix("report: "))
+    assert index.is_file()
+    assert "Does all of it work?" in index.read_text()
+    assert len(tool.records()) == 2
+    for record in tool.records():
+        assert record["status"] == "done"
+        assert record["problems"] == []
+        assert {pair["asked_rtt_s"] for pair in record["wan_before"]["pairs"]} <= {0.0, 0.02}
+
+
+def test_again_does_nothing_but_the_report(tool: Tool) -> None:
+    seen = len(tool.journal())
+    tool("run", "small.yaml")
+    assert not [entry for entry in tool.journal()[seen:] if entry["event"] in ("run started", "phase started")]
+
+
+def test_dry_run_says_what_a_change_would_cost(tool: Tool) -> None:
+    changed = json.loads(json.dumps(EXPERIMENT))
+    changed["campaign"]["factors"][0]["levels"] = ["0 ms", "10 ms", "20 ms"]
+    tool.write(changed)
+    seen = len(tool.journal())
+    text = tool("run", "small.yaml", "--dry-run").stdout
+    tool.write(EXPERIMENT)
+    assert "constrain, verify" in text
+    assert "deploy" not in text
+    assert "netem delay 20ms" in text
+    assert "runs to do: 1" in text
+    assert not [entry for entry in tool.journal()[seen:] if entry["event"] == "phase started"]
+
+
+def test_openstack_speaks_to_each_site(tool: Tool) -> None:
+    for site in ("nantes", "rennes"):
+        shown = tool("openstack", site, "endpoint", "list", "-f", "json").stdout
+        assert {endpoint["Region"] for endpoint in json.loads(shown)} == {"nantes", "rennes"}
+        clouds = {**tool.environment, "OS_CLIENT_CONFIG_FILE": str(tool.workspace / "clouds.yaml")}
+        client = str(Path(sys.executable).parent / "openstack")
+        token = subprocess.run([client, "--os-cloud", site, "token", "issue", "-f", "value", "-c", "id"],
+                               env=clouds, capture_output=True, text=True, check=True)  # fmt: skip
+        assert len(token.stdout.strip()) > 50
+
+
+def test_ssh_runs_a_command_on_a_host(tool: Tool) -> None:
+    assert tool("ssh", "rennes-1", "hostname").stdout == "rennes-1\n"
+    assert "no host" in tool("ssh", "lyon-1", "hostname", code=6).stderr
+
+
+def test_status_tells_hosts_phases_and_runs(tool: Tool) -> None:
+    text = tool("status").stdout
+    assert "nantes-1" in text
+    assert "running" in text
+    assert "runs with a record: 2, of which valid: 2" in text
+
+
+def test_no_secret_is_anywhere_but_in_private_files(tool: Tool) -> None:
+    secrets = json.loads((tool.workspace / "secrets.json").read_text())
+
+    def texts(value: Any) -> Iterator[str]:
+        if isinstance(value, dict):
+            for inner in value.values():
+                yield from texts(inner)
+        elif isinstance(value, list):
+            for inner in value:
+                yield from texts(inner)
+        elif isinstance(value, str):
+            yield value
+
+    wanted = [text.encode() for text in texts(secrets) if len(text) >= 8]
+    assert wanted
+    for path in tool.workspace.rglob("*"):
+        if path.is_file() and any(text in path.read_bytes() for text in wanted):
+            assert path.stat().st_mode & 0o077 == 0, f"{path} holds a secret and can be read by others"
+            assert path.name in {"secrets.json", "clouds.yaml", "openrc-nantes", "openrc-rennes"}, path
+    for host in ("nantes-1", "rennes-1"):
+        journal = tool("ssh", host, "journalctl", "--no-pager", "-o", "cat").stdout.encode()
+        assert len(journal) > 100
+        assert not any(text in journal for text in wanted)
+        names = tool("ssh", host, "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '").stdout.encode()
+        assert not any(text in names for text in wanted)
+        grep = "grep -rlF -f - /etc /var/log /var/lib /root /tmp --exclude-dir=mysql -s; test $? -le 2"
+        found = subprocess.run(
+            [*COMMAND, "ssh", host, grep], cwd=tool.folder, env=tool.environment,
+            input="\n".join(text.decode() for text in wanted), text=True, capture_output=True, check=True,
+        ).stdout.split()  # fmt: skip
+        for name in found:
+            mode = tool("ssh", host, "stat", "-c", "%a", name).stdout.strip()
+            assert mode in {"600", "400", "640"}, f"{host}: {name} has mode {mode}"
+
+
+def test_nothing_listens_on_the_machine(tool: Tool) -> None:
+    def listening(*prefix: str) -> set[str]:
+        shown = subprocess.run([*prefix, "ss", "-Hltnup"], capture_output=True, text=True, check=True).stdout
+        return {line.split()[4] for line in shown.splitlines()}
+
+    for address in listening():
+        assert not address.startswith(("10.", "[fd")), f"{address} is open on the machine itself"
+    plan = json.loads((tool.folder / "state" / "small" / "plan.json").read_text())
+    for host in plan["hosts"]:
+        own = {host["site_address"], host["management_address"], "127.0.0.1", "[::1]"}
+        for address in listening("ip", "netns", "exec", host["namespace"]):
+            where, _, port = address.rpartition(":")
+            if port != "22":
+                assert where.split("%")[0] in own, f"{host['name']} listens on {address}"
+
+
+def test_a_second_run_at_the_same_time_is_refused(tool: Tool) -> None:
+    import fcntl
+
+    with (tool.workspace / "lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        message = tool("run", "small.yaml", code=6).stderr
+    assert "another discovery-deploy works on this experiment" in message
+
+
+def test_a_wan_changed_by_hand_makes_the_run_invalid_and_says_so(tool: Tool) -> None:
+    """The constraint is changed behind the tool's back between two runs: kept, marked, exit code 5."""
+    changed = json.loads(json.dumps(EXPERIMENT))
+    changed["campaign"]["scenarios"][0]["times"] = 5
+    changed["campaign"]["factors"][0]["levels"] = ["10 ms"]
+    tool.write(changed)
+    tool("verify", "small.yaml")
+    plan = tool.folder / "state" / "small" / "plan.json"
+    shift = "for c in $(tc qdisc show dev vec1 | grep -o 'parent [0-9:a-f]*' | cut -d' ' -f2); do " \
+            "tc qdisc change dev vec1 parent $c netem delay 30ms limit 100000; done"  # fmt: skip
+    subprocess.run([sys.executable, "-m", "discovery_deploy.wan_router", "run", str(plan), shift], check=True)
+    done = tool("run", "small.yaml", code=5)
+    assert "asked" in done.stderr
+    record = next(record for record in tool.records() if record["scenario"]["times"] == 5)
+    assert record["status"] == "done"
+    assert any("WAN" in problem for problem in record["problems"])
+    report = (tool.workspace / "report" / "report.html").read_text()
+    assert "not valid" in report.lower() or "invalid" in report.lower()
+    tool("constrain", "small.yaml", "--setting", "10 ms")
+    tool.write(EXPERIMENT)
+
+
+def test_a_rally_that_fails_is_recorded_and_done_again_later(tool: Tool) -> None:
+    changed = json.loads(json.dumps(EXPERIMENT))
+    changed["campaign"]["factors"] = []
+    changed["campaign"]["scenarios"] = [{"task": "keystone/create_and_list_users", "times": 3}]
+    tool.write(changed)
+    tool("verify", "small.yaml")
+    config = tool("ssh", "rennes-1", "ls", "-d", "/var/lib/discovery-deploy/rally").stdout.strip()
+    tool("ssh", "rennes-1", "mv", config, config + ".away")
+    done = tool("run", "small.yaml", code=5)
+    assert "Rally at rennes failed" in done.stderr
+    failed = [record for record in tool.records() if record["status"] == "failed"]
+    assert len(failed) == 1
+    tool("ssh", "rennes-1", "mv", config + ".away", config)
+    tool("run", "small.yaml")
+    again = {record["id"]: record for record in tool.records()}
+    assert again[failed[0]["id"]]["status"] == "done"
+    assert list(tool.workspace.glob("runs/*~1/record.json")), "the failed attempt is kept"
+    tool.write(EXPERIMENT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["reserve", "prepare", "deploy", "constrain", "verify", "bench"])
+def test_a_driver_killed_in_a_phase_is_followed_by_one_that_goes_on(tool: Tool, phase: str) -> None:
+    changed = json.loads(json.dumps(EXPERIMENT))
+    changed["campaign"]["factors"] = []
+    changed["campaign"]["scenarios"] = [{"task": "keystone/get_entities", "times": 2}]
+    changed["network"]["default"] = {"delay": "2 ms"}
+    # Every phase gets something to do, whatever was done before.
+    changed["deployment"]["workers"] = 2
+    changed["question"] = phase
+    tool.write(changed)
+    if phase in ("reserve", "prepare"):
+        tool("release", "small")
+    elif phase == "deploy":
+        tool("deploy", "small.yaml")
+        changed["deployment"]["workers"] = 1
+        tool.write(changed)
+    elif phase == "bench":
+        for path in tool.workspace.glob("runs/*get_entities*"):
+            subprocess.run(["rm", "-rf", str(path)], check=True)
+    else:
+        changed["network"]["default"] = {"delay": "3 ms"}
+        tool.write(changed)
+        tool("constrain" if phase == "verify" else "deploy", "small.yaml")
+    running = tool.start("run", "small.yaml")
+    if phase == "bench":
+        tool.wait_for(running, "run started")
+        time.sleep(1.0)
+    else:
+        tool.wait_for(running, "phase started", phase=phase)
+        time.sleep({"reserve": 0.4, "prepare": 1.0, "deploy": 2.0}.get(phase, 0.05))
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    tool("run", "small.yaml")
+    records = [record for record in tool.records() if "get_entities" in record["id"]]
+    assert records
+    assert all(record["status"] == "done" and record["problems"] == [] for record in records)
+
+
+def test_a_host_that_dies_in_deploy_is_named_and_resume_works(tool: Tool) -> None:
+    changed = json.loads(json.dumps(EXPERIMENT))
+    changed["deployment"]["cache"] = "none"
+    changed["campaign"]["factors"] = []
+    changed["campaign"]["scenarios"] = []
+    tool.write(changed)
+    tool("prepare", "small.yaml")
+    running = tool.start("deploy", "small.yaml")
+    tool.wait_for(running, "phase started", phase="deploy")
+    time.sleep(1.0)
+    status = subprocess.run([sys.executable, "-m", "discovery_deploy.containers", "status",
+                             str(tool.folder / "state" / "small" / "plan.json")],
+                            capture_output=True, text=True, check=True)  # fmt: skip
+    for pid in json.loads(status.stdout)["rennes-1"]["pids"]:
+        os.kill(pid, signal.SIGKILL)
+    _, message = running.communicate(timeout=300)
+    assert running.returncode in (3, 4), message
+    assert "rennes-1" in message
+    tool("deploy", "small.yaml")
+    assert "Region" in tool("openstack", "rennes", "endpoint", "list").stdout
+    tool.write(EXPERIMENT)
+
+
+def test_a_full_disk_is_a_clear_error_and_nothing_is_lost(tool: Tool, tmp_path: Path) -> None:
+    small = tmp_path / "full"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(small)], check=True)
+    try:
+        (small / "filler").write_bytes(b"x" * 60 * 1024)
+        message = tool("check", "small.yaml")
+        assert message.returncode == 0
+        done = tool("report", "small.yaml", "--workspace", str(small / "ws"), code=6)
+        assert "No space left on device" in done.stderr
+        assert "Traceback" not in done.stderr
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
