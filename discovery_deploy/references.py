@@ -99,10 +99,11 @@ def _unknown_sites(experiment: Experiment) -> Iterable[Mistake]:
     if backend.type == "mariadb":
         named.append((("deployment", "backend", "site"), backend.site))
     named.append((("campaign", "bench_site"), experiment.campaign.bench_site))
+    known = experiment.site_names
     for where, name in named:
-        if name is not None and name not in experiment.site_names:
-            known = ", ".join(experiment.site_names)
-            yield Mistake(where, f'no site "{name}"; the sites are {known}', _site_names(experiment))
+        if name is not None and name not in known:
+            message = f'no site "{name}"; the sites are {", ".join(known)}'
+            yield Mistake(where, message, _site_names(experiment))
 
 
 def _site_names(experiment: Experiment) -> tuple[Place, ...]:
