@@ -25,7 +25,19 @@ LAYERS: tuple[frozenset[str], ...] = (
     ),
     frozenset(
         {
-            *("ansible", "bench", "cgroups", "clients", "containers", "image", "machine", "measure", "nspawn", "probe"),
+            *(
+                "ansible",
+                "bench",
+                "builds",
+                "cgroups",
+                "clients",
+                "containers",
+                "image",
+                "machine",
+                "measure",
+                "nspawn",
+                "probe",
+            ),
             *("provenance", "providers", "remote", "site_networks", "stack", "wan_router", "wan_uml", "workspace"),
         }
     ),
