@@ -41,7 +41,7 @@ LAYERS: tuple[frozenset[str], ...] = (
             *("provenance", "providers", "remote", "site_networks", "stack", "wan_router", "wan_uml", "workspace"),
         }
     ),
-    frozenset({"commands", "doctor", "driver", "opening", "phases", "progress", "testbed"}),
+    frozenset({"builds", "commands", "doctor", "driver", "opening", "phases", "progress", "testbed"}),
     frozenset({"__main__", "cli"}),
 )
 """Names of modules and subpackages; "" is the package itself. A module may import its own layer and those below."""
