@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
 from discovery_deploy.data import data_directory
+from discovery_deploy.errors import DiscoveryError
 from discovery_deploy.fields import objects
 from discovery_deploy.schema import EXAMPLES
 
@@ -120,3 +121,13 @@ def test_links_between_documents_lead_somewhere() -> None:
         text = path.read_text(encoding="utf-8")
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_the_architecture_names_every_module_and_every_exit_code() -> None:
+    text = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z_]+)/?`", text))
+    package = ROOT / "discovery_deploy"
+    modules = {path.relative_to(package).parts[0].removesuffix(".py") for path in package.rglob("*.py")}
+    assert modules - named - {"__init__", "__main__"} == set()
+    for kind in DiscoveryError.__subclasses__():
+        assert f"| {kind.exit_code} | `{kind.__name__}` |" in text
