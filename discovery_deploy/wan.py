@@ -1,8 +1,32 @@
-"""The WAN between sites: from constraints to a tc program, and from measurements to a verdict. Pure."""
+"""The WAN between sites: from constraints to a tc program, and from measurements to a verdict. Pure.
+
+On the router's device towards a site there is, for every other site, an HTB class (rate) with a netem child (delay,
+jitter, loss), chosen by a u32 filter on the source network. `wan_readback` compares it with what tc shows.
+"""
 
 from __future__ import annotations
 
-from discovery_deploy.model import Strict
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from discovery_deploy.model import Network, Strict, Verify
+from discovery_deploy.units import format_duration, format_rate, format_ratio
+
+Pair = tuple[str, str]
+"""(source site, destination site)."""
+
+FRAME_BYTES = 1514
+"""A full Ethernet frame as HTB counts it: 1500 bytes and the Ethernet header."""
+UNLIMITED_BPS = 10_000_000_000
+"""Rate of the class of a path that is not limited; above what any router here forwards."""
+MIN_QUEUE_PACKETS = 1000
+BURST_S = 0.004
+"""A class may send this long at once: a router that wakes late by less loses no rate."""
+FIRST_MINOR = 0x10
+"""Class of the first source site (by name); lower numbers are left to HTB itself."""
+SEGMENTATION_OFF = "# segmentation: off"
+SEGMENTATION_ON = "# segmentation: on"
+"""Comments for whoever runs a program: whether the router's ports may take super-packets of up to 64 KB (TSO, GSO)."""
 
 
 class PathShape(Strict):
@@ -13,6 +37,16 @@ class PathShape(Strict):
     loss: float = 0.0
     rate_bps: float | None = None
     """None: not limited."""
+
+    def __str__(self) -> str:
+        parts = [format_duration(self.delay_s)]
+        if self.jitter_s:
+            parts.append(f"jitter {format_duration(self.jitter_s)}")
+        if self.loss:
+            parts.append(f"loss {format_ratio(self.loss)}")
+        if self.rate_bps is not None:
+            parts.append(format_rate(self.rate_bps))
+        return ", ".join(parts)
 
 
 class PairMeasurement(Strict):
@@ -29,6 +63,8 @@ class PairMeasurement(Strict):
     """One-way loss, a ratio, counted at the destination."""
     rate_bps: float | None = None
     """One-way rate in bits per second on the wire (Ethernet frames), counted at the destination."""
+    one_way_median_s: float | None = None
+    """Median one-way delay; measured with `loss`, and only where both sites read the same clock."""
 
 
 class PairVerdict(Strict):
@@ -49,8 +85,267 @@ class WanReport(Strict):
     pairs: tuple[PairVerdict, ...]
     readback_problems: tuple[str, ...] = ()
     """Differences between the program that was applied and what tc shows."""
+    base_rtt_s: float = 0.0
+    """RTT of the testbed itself between two sites, measured at the same time; subtracted before judging."""
+    probe_scheduling: str = ""
+    """`fifo` when all probes ran at real-time priority, `other` when some could not, "" when not measured."""
 
     @property
     def problems(self) -> tuple[str, ...]:
         """Every reason why the WAN is not the one asked for."""
         return self.readback_problems + tuple(problem for pair in self.pairs for problem in pair.problems)
+
+
+def path_shapes(network: Network, site_names: Sequence[str]) -> dict[Pair, PathShape]:
+    """Shape of every ordered pair of sites, sorted; what a constraint leaves out comes from the default.
+
+    Raises:
+        ValueError: a constraint names a site that is not in `site_names`.
+    """
+    default = network.default
+    constraints = {pair: constraint for constraint in network.constraints for pair in constraint.ordered_pairs()}
+    unknown = sorted({name for pair in constraints for name in pair} - set(site_names))
+    if unknown:
+        raise ValueError(f"constraints name unknown sites: {', '.join(unknown)}")
+
+    def shape(pair: Pair) -> PathShape:
+        asked = constraints.get(pair, default)
+        return PathShape(
+            delay_s=default.delay if asked.delay is None else asked.delay,
+            jitter_s=(default.jitter if asked.jitter is None else asked.jitter) or 0.0,
+            loss=(default.loss if asked.loss is None else asked.loss) or 0.0,
+            rate_bps=default.rate if asked.rate is None else asked.rate,
+        )
+
+    names = sorted(site_names)
+    return {(a, b): shape((a, b)) for a in names for b in names if a != b}
+
+
+def queue_limit(delay_s: float, rate_bps: float) -> int:
+    """Packets that netem must hold so that its queue, not our constraint, drops as late as a real router would.
+
+    Packets on their way (delay x rate), and `MIN_QUEUE_PACKETS` that wait for their turn in front of the rate.
+
+    Args:
+        delay_s: one-way delay plus jitter, in seconds, >= 0.
+        rate_bps: rate of the constraint, in bits per second, > 0.
+    Returns:
+        A number of full frames (1514 bytes), at least 1000.
+    Raises:
+        ValueError: a negative delay or a rate that is not positive.
+    Source: `limit` in tc-netem(8).
+    """
+    if delay_s < 0 or rate_bps <= 0:
+        raise ValueError(f"no queue for a delay of {delay_s} s at {rate_bps} bit/s")
+    return MIN_QUEUE_PACKETS + math.ceil(round(delay_s * rate_bps / (8 * FRAME_BYTES), 6))
+
+
+def limit_packets(shape: PathShape) -> int:
+    """`queue_limit` of a path."""
+    return queue_limit(shape.delay_s + shape.jitter_s, shape.rate_bps or UNLIMITED_BPS)
+
+
+def single_packets(shapes: Iterable[PathShape]) -> bool:
+    """Whether the router must see packets one by one (no TSO or GSO super-packets of up to 64 KB).
+
+    With loss a super-packet is lost as a whole, and TCP hardly notices; with a rate one counts as one in the
+    queue's limit, and passes as one burst; with jitter packets of one burst would never change places.
+    """
+    return any(shape.loss > 0 or shape.jitter_s > 0 or shape.rate_bps is not None for shape in shapes)
+
+
+def class_minor(site_names: Iterable[str]) -> dict[str, str]:
+    """Source site -> minor number of its class on every device, also its netem's handle (hexadecimal text)."""
+    return {name: f"{FIRST_MINOR + index:x}" for index, name in enumerate(sorted(site_names))}
+
+
+def _number(value: float) -> str:
+    return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
+def _class_options(shape: PathShape) -> str:
+    rate_bps = round(shape.rate_bps or UNLIMITED_BPS)
+    burst_bytes = math.ceil(rate_bps / 8 * BURST_S) + FRAME_BYTES
+    return f"htb rate {rate_bps}bit burst {burst_bytes} cburst {burst_bytes} quantum 20000"
+
+
+def _netem_options(shape: PathShape) -> str:
+    words = ["netem", "delay", f"{_number(shape.delay_s * 1e3)}ms"]
+    if shape.jitter_s:
+        words.append(f"{_number(shape.jitter_s * 1e3)}ms")
+    if shape.loss:
+        words += ["loss", f"{_number(shape.loss * 100)}%"]
+    return " ".join([*words, "limit", str(limit_packets(shape))])
+
+
+def _segmentation(shapes: Mapping[Pair, PathShape]) -> str:
+    return SEGMENTATION_OFF if single_packets(shapes.values()) else SEGMENTATION_ON
+
+
+def tc_program(shapes: Mapping[Pair, PathShape], devices: Mapping[str, str], subnets: Mapping[str, str]) -> str:
+    """The whole program for `tc -batch`, for a router that has one already or none.
+
+    Packets that wait in a queue are lost when it is run, and for a moment nothing is shaped.
+
+    Args:
+        shapes: as from `path_shapes`.
+        devices: site -> the router's device towards it.
+        subnets: site -> its network (CIDR).
+    """
+    minors = class_minor(devices)
+    lines = [_segmentation(shapes)]
+    for destination in sorted(devices):
+        device = devices[destination]
+        # Whatever is there goes first: htb refuses to be replaced by htb.
+        lines += [f"qdisc replace dev {device} root pfifo", f"qdisc replace dev {device} root handle 1: htb default 0"]
+        for source in sorted(devices):
+            if source == destination:
+                continue
+            shape, minor = shapes[source, destination], minors[source]
+            lines += [
+                f"class add dev {device} parent 1: classid 1:{minor} {_class_options(shape)}",
+                f"qdisc add dev {device} parent 1:{minor} handle {minor}: {_netem_options(shape)}",
+                f"filter add dev {device} parent 1: protocol ip prio 1 "
+                f"u32 match ip src {subnets[source]} flowid 1:{minor}",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def tc_changes(old: Mapping[Pair, PathShape], new: Mapping[Pair, PathShape], devices: Mapping[str, str]) -> str:
+    """The program that turns a router with `old` into one with `new`, with no packet lost; "" when they are equal.
+
+    Raises:
+        ValueError: the two are not of the same sites: that needs `tc_program`.
+    """
+    if set(old) != set(new):
+        raise ValueError("the sites have changed: the whole program must be run")
+    minors = class_minor(devices)
+    lines = []
+    for source, destination in sorted(new, key=lambda pair: (pair[1], pair[0])):
+        before, after = old[source, destination], new[source, destination]
+        device, minor = devices[destination], minors[source]
+        if _class_options(before) != _class_options(after):
+            lines.append(f"class change dev {device} parent 1: classid 1:{minor} {_class_options(after)}")
+        if _netem_options(before) != _netem_options(after):
+            lines.append(f"qdisc change dev {device} parent 1:{minor} handle {minor}: {_netem_options(after)}")
+    return "\n".join([_segmentation(new), *lines]) + "\n" if lines else ""
+
+
+def asked_rtt_s(shapes: Mapping[Pair, PathShape], pair: Pair) -> float:
+    """Round trip that was asked of a pair: both one-way delays."""
+    return shapes[pair].delay_s + shapes[pair[1], pair[0]].delay_s
+
+
+def rtt_tolerance_s(shapes: Mapping[Pair, PathShape], pair: Pair, verify: Verify, received: int) -> float:
+    """Largest accepted |measured - asked| of a median RTT, in seconds.
+
+    Jitter widens it by three standard errors of a median of `received` samples: each way is uniform within
+    +-jitter (standard deviation jitter / sqrt 3), and a median's standard error is sqrt(pi / 2) x sd / sqrt(n).
+    A delay cannot be negative, so jitter beyond the delay moves the median by up to what is cut off.
+    """
+    ways = (shapes[pair], shapes[pair[1], pair[0]])
+    deviation_s = math.sqrt(sum(way.jitter_s**2 for way in ways) / 3)
+    cut_s = sum(max(0.0, way.jitter_s - way.delay_s) for way in ways)
+    sampling_s = 3 * math.sqrt(math.pi / 2) * deviation_s / math.sqrt(max(received, 1))
+    return max(verify.rtt_tolerance, verify.rtt_tolerance_ratio * asked_rtt_s(shapes, pair)) + sampling_s + cut_s
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:.2f} ms"
+
+
+def _rtt_problems(
+    shapes: Mapping[Pair, PathShape], measured: PairMeasurement, verify: Verify, base_rtt_s: float
+) -> Iterable[str]:
+    pair = (measured.source, measured.destination)
+    where = f"{pair[0]} -> {pair[1]}"
+    if measured.rtt_median_s is None:
+        if measured.sent:
+            yield f"{where}: no reply to {measured.sent} echo requests"
+        return
+    asked_s, tolerance_s = asked_rtt_s(shapes, pair), rtt_tolerance_s(shapes, pair, verify, measured.received)
+    # A testbed slower than the tolerance is a deviation, not a base to be forgiven.
+    base_s = min(base_rtt_s, verify.rtt_tolerance)
+    if abs(measured.rtt_median_s - base_s - asked_s) > tolerance_s:
+        yield (
+            f"{where}: RTT asked {_ms(asked_s)}, measured {_ms(measured.rtt_median_s)} "
+            f"(median of {measured.received}; {_ms(base_s)} of it are the testbed's), tolerance {_ms(tolerance_s)}"
+        )
+    kept = (1 - shapes[pair].loss) * (1 - shapes[pair[1], pair[0]].loss)
+    lost = 1 - measured.received / measured.sent
+    allowed = 2 * verify.loss_tolerance + 4 * math.sqrt(kept * (1 - kept) / measured.sent)
+    if abs(lost - (1 - kept)) > allowed:
+        yield (
+            f"{where}: {measured.sent - measured.received} of {measured.sent} echoes lost ({100 * lost:.1f} %), "
+            f"asked {100 * (1 - kept):.1f} % for both ways together"
+        )
+
+
+def _flow_problems(shape: PathShape, measured: PairMeasurement, verify: Verify, tolerance_s: float) -> Iterable[str]:
+    where = f"{measured.source} -> {measured.destination}"
+    if measured.loss is not None and abs(measured.loss - shape.loss) > verify.loss_tolerance:
+        yield (
+            f"{where}: loss asked {100 * shape.loss:.2f} %, measured {100 * measured.loss:.2f} %, "
+            f"tolerance {100 * verify.loss_tolerance:.2f} %"
+        )
+    if measured.rate_bps is not None and shape.rate_bps is not None:
+        allowed_bps = verify.rate_tolerance * shape.rate_bps
+        if abs(measured.rate_bps - shape.rate_bps) > allowed_bps:
+            yield (
+                f"{where}: rate asked {shape.rate_bps / 1e6:.3f} Mbit/s, measured {measured.rate_bps / 1e6:.3f} "
+                f"Mbit/s, tolerance {allowed_bps / 1e6:.3f} Mbit/s"
+            )
+    if measured.one_way_median_s is not None and abs(measured.one_way_median_s - shape.delay_s) > tolerance_s:
+        yield (
+            f"{where}: one-way delay asked {_ms(shape.delay_s)}, measured {_ms(measured.one_way_median_s)}, "
+            f"tolerance {_ms(tolerance_s)}"
+        )
+
+
+def judge(
+    shapes: Mapping[Pair, PathShape],
+    measurements: Iterable[PairMeasurement],
+    verify: Verify,
+    base_rtt_s: float,
+    *,
+    measured_at: str,
+    readback_problems: Sequence[str] = (),
+    probe_scheduling: str = "",
+) -> WanReport:
+    """Asked against measured, for every ordered pair; a pair that was not measured is a problem.
+
+    Args:
+        base_rtt_s: RTT of the testbed itself between two sites; up to `verify.rtt_tolerance` of it is subtracted.
+        measured_at: ISO 8601, UTC.
+    """
+    by_pair = {(measured.source, measured.destination): measured for measured in measurements}
+    verdicts = []
+    for pair, shape in sorted(shapes.items()):
+        asked_s = asked_rtt_s(shapes, pair)
+        measured = by_pair.get(pair) or unmeasured(pair)
+        problems = [*_rtt_problems(shapes, measured, verify, base_rtt_s)]
+        tolerance_s = rtt_tolerance_s(shapes, pair, verify, verify.probes)
+        problems += _flow_problems(shape, measured, verify, tolerance_s)
+        if pair not in by_pair:
+            problems = [f"{pair[0]} -> {pair[1]}: not measured"]
+        verdicts.append(PairVerdict(asked=shape, asked_rtt_s=asked_s, measured=measured, problems=tuple(problems)))
+    return WanReport(
+        measured_at=measured_at,
+        pairs=tuple(verdicts),
+        readback_problems=tuple(readback_problems),
+        base_rtt_s=base_rtt_s,
+        probe_scheduling=probe_scheduling,
+    )
+
+
+def unmeasured(pair: Pair) -> PairMeasurement:
+    """The measurement of a pair that nothing was sent on."""
+    return PairMeasurement(
+        source=pair[0],
+        destination=pair[1],
+        sent=0,
+        received=0,
+        rtt_median_s=None,
+        rtt_p99_s=None,
+        rtt_max_s=None,
+    )

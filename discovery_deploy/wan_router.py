@@ -1,0 +1,430 @@
+"""The WAN router of one machine: forwards between the site networks and runs the tc program that shapes them.
+
+It owns one device per site, `vec<index>`; the other end is a port of the site's bridge. Where the kernel has netem the
+router is a network namespace (mode `netns`), otherwise a User-Mode-Linux process (mode `uml`); the tc program is the
+same.
+Standard library only, driven by the plan of one machine, so that it can be shipped there:
+
+    python3 -m discovery_deploy.wan_router up|down|status|read PLAN
+    python3 -m discovery_deploy.wan_router apply PLAN < PROGRAM
+    python3 -m discovery_deploy.wan_router run PLAN COMMAND
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import json
+import os
+import re
+import shlex
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from discovery_deploy.wan_uml import QUEUE_PACKETS, Port, RouterError, UmlRouter
+
+Plan = dict[str, Any]
+"""The plan of one machine; of it `directory`, `slot`, `sites` and `router` are read."""
+
+BRIDGE_LIMIT_S = 30.0
+LOCK_LIMIT_S = 180.0
+TC_LIMIT_S = 120.0
+SIOCETHTOOL = 0x8946
+SEGMENTATION_COMMANDS = ((0x1E, 0x1F), (0x23, 0x24))
+"""TSO and GSO: commands (get, set) of SIOCETHTOOL, from linux/ethtool.h."""
+
+
+@dataclass(frozen=True)
+class Router:
+    """What a plan says about the router."""
+
+    directory: Path
+    namespace: str
+    asked_mode: str
+    memory_mb: int
+    ports: tuple[Port, ...]
+
+    @property
+    def uml(self) -> UmlRouter:
+        """The router as a User-Mode-Linux process, running or not."""
+        return UmlRouter(self.directory, self.memory_mb, self.ports)
+
+
+def memory_mb(sites: int) -> int:
+    """Memory of a UML router for a full mesh of sites, in MB.
+
+    The process takes what it uses, 40 MB when idle. Packets on their way live in it: with 64 MB eight TCP connections
+    over 150 ms broke down, with 256 MB they had 600 Mbit/s.
+    """
+    return 256 if sites <= 16 else 384 if sites <= 32 else 512
+
+
+def router_of(plan: Plan) -> Router:
+    """Read the router's part of a plan. Raises RouterError when the directory's name cannot be passed to UML."""
+    directory = Path(plan["directory"]) / "router"
+    if not re.fullmatch(r"/[\w./+@-]+", str(directory)):
+        raise RouterError(f"{directory}: a kernel command line cannot name it", "Use a path of letters, digits, . _ -.")
+    ports = tuple(
+        Port(
+            site=site["name"],
+            bridge=site["bridge"],
+            device=site["router_device"],
+            tap=site["tap"],
+            address=f"{site['gateway']}/{site['subnet'].split('/')[1]}",
+            mac=f"02:dd:{plan['slot'] % 256:02x}:00:{site['index'] // 256:02x}:{site['index'] % 256:02x}",
+        )
+        for site in plan["sites"]
+    )
+    asked = plan["router"]
+    memory = asked.get("memory_mb") or memory_mb(len(ports))
+    return Router(directory, asked["namespace"], asked.get("mode", "auto"), memory, ports)
+
+
+def up(plan: Plan) -> bool:
+    """Make the router run, with a port in every site's bridge; mend what is missing.
+
+    The bridges may be made at the same time by someone else: they are waited for.
+
+    Returns:
+        True when the router was started: then it has no tc program yet. False when it ran already.
+    Raises:
+        RouterError: with the router's own log when it did not start.
+    """
+    router = router_of(plan)
+    (router.directory / "calls").mkdir(parents=True, exist_ok=True)
+    router.directory.chmod(0o700)
+    with _lock(router):
+        mode = _settle_mode(router)
+        started = _uml_up(router) if mode == "uml" else _netns_up(router)
+        _attach(router)
+        if mode == "uml":
+            router.uml.wait_ready()
+    return started
+
+
+def down(plan: Plan) -> None:
+    """Remove the router, from any state; only processes, devices and files of this plan's router are touched."""
+    router = router_of(plan)
+    _remove(router)
+    if router.directory.exists():
+        shutil.rmtree(router.directory)
+
+
+def alive(plan: Plan) -> bool:
+    """Whether the router runs (with a foot in every site)."""
+    router = router_of(plan)
+    mode = _recorded_mode(router)
+    if mode == "uml":
+        return router.uml.alive()
+    return mode == "netns" and not _missing_ports(router)
+
+
+def run(plan: Plan, command: str, limit_s: float = 30.0) -> str:
+    """Run one shell command inside the router; what it printed. Raises RouterError when it fails or takes too long."""
+    script = f"exec timeout {limit_s:g} sh -c {shlex.quote(command)}"
+    return _execute(router_of(plan), script, command, limit_s + 5)
+
+
+def apply(plan: Plan, program: str) -> None:
+    """Run a tc program. A comment "# segmentation: off" (or "on") in it also sets the ports' TSO and GSO.
+
+    Raises:
+        RouterError: with tc's message and the line it is about.
+    """
+    router = router_of(plan)
+    for state in re.findall(r"^# segmentation: (on|off)$", program, re.MULTILINE):
+        for port in router.ports:
+            _set_segmentation(port.tap, state == "on")
+    lines = program.splitlines()
+    try:
+        _tc(router, "tc", program)
+    except RouterError as error:
+        number = re.search(r"Command failed \S+:(\d+)", error.what)
+        line = f'; line {number[1]} is "{lines[int(number[1]) - 1]}"' if number else ""
+        raise RouterError(f"the WAN router refused the tc program: {error.what}{line}") from error
+
+
+def read(plan: Plan) -> str:
+    """What tc shows in the router, as JSON.
+
+    {"qdisc": {device: [objects]}, "class": {device: [lines of text]}, "filter": {device: [objects]},
+    "segmentation": {device: whether its port takes super-packets}}. Classes are text: tc 6.1 knows no JSON for htb.
+    """
+    router = router_of(plan)
+    devices = [port.device for port in router.ports]
+    lists = [
+        json.loads(line)
+        for line in _tc(
+            router, "tc -j", "".join(f"qdisc show dev {device}\nfilter show dev {device}\n" for device in devices)
+        ).splitlines()
+        if line
+    ]
+    classes: list[list[str]] = []
+    shown = "".join(f"qdisc show dev {device}\nclass show dev {device}\n" for device in devices)
+    for line in _tc(router, "tc", shown).splitlines():
+        if line.startswith("qdisc ") and " root " in line:  # the next device begins
+            classes.append([])
+        elif line.startswith("class "):
+            classes[-1].append(line.strip())
+    if len(lists) != 2 * len(devices) or len(classes) != len(devices):
+        raise RouterError(f"tc shows {len(lists)} lists and {len(classes)} roots for {len(devices)} devices")
+    return json.dumps(
+        {
+            "qdisc": dict(zip(devices, lists[::2], strict=True)),
+            "class": dict(zip(devices, classes, strict=True)),
+            "filter": dict(zip(devices, lists[1::2], strict=True)),
+            "segmentation": {port.device: _segmentation(port.tap) for port in router.ports},
+        },
+        sort_keys=True,
+    )
+
+
+def facts(plan: Plan) -> dict[str, str]:
+    """What shapes the WAN: `mode`, `kernel` and `scheduling` of the router. Raises RouterError when it is not up."""
+    router = router_of(plan)
+    kernel = run(plan, "uname -r").strip()
+    scheduling = router.directory / "scheduling"
+    return {
+        "mode": str(_recorded_mode(router)),
+        "kernel": kernel,
+        "scheduling": scheduling.read_text() if scheduling.exists() else "kernel",
+    }
+
+
+def _settle_mode(router: Router) -> str:
+    """The mode to run in, recorded; a router of another mode is removed first."""
+    recorded = _recorded_mode(router)
+    mode = router.asked_mode
+    if mode == "auto":
+        mode = recorded or ("netns" if kernel_has_netem() else "uml")
+    if mode not in ("netns", "uml"):
+        raise RouterError(f'no router mode "{mode}"', "Write netns, uml or auto.")
+    if recorded not in (None, mode):
+        _remove(router)
+    partial = router.directory / "mode.new"
+    partial.write_text(mode)
+    partial.replace(router.directory / "mode")
+    return mode
+
+
+def _recorded_mode(router: Router) -> str | None:
+    path = router.directory / "mode"
+    return path.read_text() if path.exists() else None
+
+
+def kernel_has_netem() -> bool:
+    """Whether this kernel shapes: tried in a namespace without a name, which ends with the command."""
+    script = (
+        "ip link add w0 type veth peer name w1 && tc qdisc add dev w0 root handle 1: htb && "
+        "tc class add dev w0 parent 1: classid 1:1 htb rate 1gbit quantum 2000 && "
+        "tc qdisc add dev w0 parent 1:1 netem delay 1ms && "
+        "tc filter add dev w0 parent 1: protocol ip u32 match ip src 10.0.0.0/8 flowid 1:1"
+    )
+    return subprocess.run(["unshare", "--net", "sh", "-c", script], capture_output=True, check=False).returncode == 0
+
+
+def _call(command: Sequence[str], text: str = "") -> str:
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RouterError(f"{' '.join(command)}: {(done.stderr + done.stdout).strip()}")
+    return done.stdout
+
+
+def _ip(lines: Iterable[str], namespace: str | None = None) -> None:
+    """Run lines of `ip` in one process."""
+    text = "".join(f"{line}\n" for line in lines)
+    if text:
+        _call(["ip", *(["-n", namespace] if namespace else []), "-batch", "-"], text)
+
+
+def _links() -> set[str]:
+    return {name for _, name in socket.if_nameindex()}
+
+
+def _namespace_exists(router: Router) -> bool:
+    return Path("/run/netns", router.namespace).exists()
+
+
+def _missing_ports(router: Router) -> list[Port]:
+    """Ports without a device in the router's namespace."""
+    if not _namespace_exists(router):
+        return list(router.ports)
+    there = {link.get("ifname") for link in json.loads(_call(["ip", "-n", router.namespace, "-j", "link", "show"]))}
+    return [port for port in router.ports if port.device not in there]
+
+
+def _netns_up(router: Router) -> bool:
+    missing = _missing_ports(router)
+    if not _namespace_exists(router):
+        _call(["ip", "netns", "add", router.namespace])
+    settings = "echo 1 > /proc/sys/net/ipv4/ip_forward && echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter"
+    _call(["ip", "netns", "exec", router.namespace, "sh", "-c", settings])
+    links = _links()
+    _ip(f"link del {port.tap}" for port in missing if port.tap in links)
+    _ip(f"link add {port.tap} type veth peer name {port.device} netns {router.namespace}" for port in missing)
+    lines = ["link set lo up"]
+    for port in router.ports:
+        lines += [
+            f"link set {port.device} address {port.mac} txqueuelen {QUEUE_PACKETS}",
+            f"addr replace {port.address} dev {port.device}",
+            f"link set {port.device} up",
+        ]
+    _ip(lines, router.namespace)
+    return bool(missing)
+
+
+def _uml_up(router: Router) -> bool:
+    if router.uml.alive() and router.uml.as_asked():
+        with contextlib.suppress(RouterError):  # one that does not answer is started anew
+            router.uml.wait_ready()
+            return False
+    links = _links()
+    _ip(f"tuntap add dev {port.tap} mode tap" for port in router.ports if port.tap not in links)
+    # Up before the router opens them: it takes the link's state as it finds it.
+    _ip(f"link set {port.tap} txqueuelen {QUEUE_PACKETS} up" for port in router.ports)
+    router.uml.start()
+    return True
+
+
+def _attach(router: Router) -> None:
+    """Make every port a port of its site's bridge."""
+    end = time.monotonic() + BRIDGE_LIMIT_S
+    while absent := [port for port in router.ports if port.bridge not in _links()]:
+        if time.monotonic() > end:
+            raise RouterError(
+                f"bridge {absent[0].bridge} of site {absent[0].site} is absent after {BRIDGE_LIMIT_S:g} s",
+                "Make the machine's site networks first.",
+            )
+        time.sleep(0.02)
+    _ip(f"link set {port.tap} master {port.bridge} txqueuelen {QUEUE_PACKETS} up" for port in router.ports)
+
+
+def _remove(router: Router) -> None:
+    """End processes, remove devices and namespace; files stay."""
+    router.uml.kill()
+    links = _links()
+    _ip(f"link del {port.tap}" for port in router.ports if port.tap in links)
+    if _namespace_exists(router):
+        _call(["ip", "netns", "del", router.namespace])
+
+
+@contextlib.contextmanager
+def _lock(router: Router) -> Iterator[None]:
+    """One client at a time. Raises RouterError when another one holds the router for too long."""
+    end = time.monotonic() + LOCK_LIMIT_S
+    with (router.directory / "lock").open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise RouterError(f"another process has held {lock.name} for {LOCK_LIMIT_S:g} s") from None
+                time.sleep(0.02)
+        yield
+
+
+def _locked_execute(router: Router, script: str, limit_s: float) -> tuple[int, str]:
+    """Run a shell script in the router, in its directory. The caller holds the lock."""
+    mode = _recorded_mode(router)
+    if mode == "uml":
+        return router.uml.execute(script, limit_s)
+    if mode != "netns" or not _namespace_exists(router):
+        raise RouterError(f"the WAN router is not up ({router.directory})", "Run `up` first.")
+    try:
+        done = subprocess.run(
+            ["ip", "netns", "exec", router.namespace, "sh", "-c", script],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=router.directory,
+            timeout=limit_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RouterError(f"the WAN router did not answer within {limit_s:g} s") from error
+    return done.returncode, done.stdout
+
+
+def _execute(router: Router, script: str, what: str, limit_s: float, batch: str | None = None) -> str:
+    """Run a shell script in the router; `batch` is put into the file that it calls $BATCH."""
+    if not router.directory.exists():
+        raise RouterError(f"the WAN router is not up ({router.directory})", "Run `up` first.")
+    with _lock(router):
+        calls = router.directory / "calls"
+        for leftover in calls.iterdir():  # of clients that died
+            leftover.unlink()
+        if batch is not None:
+            # A new name each time: the file system of a UML router remembers contents by name.
+            batch_file = calls / f"{os.urandom(6).hex()}.tc"
+            batch_file.write_text(batch)
+            script = f"BATCH=calls/{batch_file.name}; {script}"
+        code, output = _locked_execute(router, script, limit_s)
+    if code:
+        reason = "took too long" if code == 124 else f"exit code {code}"
+        raise RouterError(f"{what}: {reason}: {output.strip()}")
+    return output
+
+
+def _tc(router: Router, command: str, batch: str) -> str:
+    """Run lines of tc in one process; what it printed."""
+    return _execute(router, f'exec {command} -batch "$BATCH"', command, TC_LIMIT_S, batch)
+
+
+def _ethtool(device: str, command: int, value: int = 0) -> int:
+    """One legacy ethtool ioctl. Raises OSError."""
+    data = ctypes.create_string_buffer(struct.pack("II", command, value))
+    request = struct.pack("16sP", device.encode(), ctypes.addressof(data))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
+        fcntl.ioctl(control, SIOCETHTOOL, request)
+    return int(struct.unpack_from("I", data, 4)[0])
+
+
+def _segmentation(device: str) -> bool:
+    """Whether packets of more than one frame (TSO, GSO) may be handed to a device."""
+    return any(_ethtool(device, get) for get, _ in SEGMENTATION_COMMANDS)
+
+
+def _set_segmentation(device: str, on: bool) -> None:
+    for _, put in SEGMENTATION_COMMANDS:
+        _ethtool(device, put, int(on))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The same verbs as a command; 0, or 3 with the reason on stderr."""
+    verbs = ("up", "down", "status", "read", "apply", "run")
+    if len(arguments) < 2 or arguments[0] not in verbs:
+        print(__doc__, file=sys.stderr)
+        return 2
+    verb, plan = arguments[0], json.loads(Path(arguments[1]).read_text())
+    try:
+        if verb == "up":
+            print("started" if up(plan) else "running")
+        elif verb == "down":
+            down(plan)
+        elif verb == "status":
+            print("running" if alive(plan) else "down")
+        elif verb == "read":
+            print(read(plan))
+        elif verb == "apply":
+            apply(plan, sys.stdin.read())
+        else:
+            print(run(plan, " ".join(arguments[2:])), end="")
+    except RouterError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 3
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,285 @@
+"""A WAN router in a User-Mode-Linux process: how it is started, recognised, spoken to and ended. Standard library only.
+
+The process outlives whoever started it. Commands reach it through a FIFO that is its serial line, answers come back in
+another; the router itself holds both ends of both, so neither is closed when a client dies. A command is a file,
+`calls/<nonce>.sh`; the line "<nonce>" runs it, its output goes to `calls/<nonce>.out` (the directory is mounted in the
+router) and "##RC=<nonce>=<exit code>" comes back. What a crashed client left behind is recognised by its nonce.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PRIORITY = 50
+"""SCHED_FIFO priority: without it a busy machine adds tens of milliseconds to the slowest packets."""
+QUEUE_PACKETS = 10000
+"""Transmit queue of the router's devices and of their ports."""
+BOOT_LIMIT_S = 60.0
+ANSWER_LIMIT_S = 15.0
+KILL_LIMIT_S = 10.0
+MEMORY_DIRECTORY = Path("/dev/shm")
+"""Where the process keeps what is its memory."""
+
+
+class RouterError(Exception):
+    """The router could not be made, or a command in it failed. `what` happened, `advice` what to do next."""
+
+    def __init__(self, what: str, advice: str = "") -> None:
+        super().__init__(f"{what}\n  {advice}" if advice else what)
+        self.what = what
+        self.advice = advice
+
+
+@dataclass(frozen=True)
+class Port:
+    """The router's foot in one site."""
+
+    site: str
+    bridge: str
+    device: str
+    """The router's own device."""
+    tap: str
+    """Its other end, on the machine: a port of the bridge."""
+    address: str
+    """Gateway of the site, with prefix length."""
+    mac: str
+    """Always the same, so that hosts still know their gateway after the router was started again."""
+
+
+_INIT = """#!/bin/sh
+# PID 1 of the WAN router. Its root is the machine's own file system, read-only.
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmpfs /run
+mkdir -p /run/lib/modules /run/router
+ln -s "/usr/lib/uml/modules/$(uname -r)" "/run/lib/modules/$(uname -r)"
+modprobe -d /run -a sch_netem sch_htb cls_u32 || exit 1
+mount -t hostfs none /run/router -o {directory} || exit 1
+cd /run/router
+echo 1 > /proc/sys/net/ipv4/ip_forward
+echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter
+ip -batch addresses || exit 1
+exec <>/dev/ttyS0 || exit 1
+stty raw -echo
+: > ready
+while read -r nonce; do
+  (. "./calls/$nonce.sh") > "calls/$nonce.out" 2>&1 < /dev/null
+  echo "##RC=$nonce=$?" > /dev/ttyS0
+done
+"""
+
+_LAUNCH = 'cat /proc/$$/stat > process.new && mv process.new process && exec "$@"'
+"""The process writes down its own pid and start time before it becomes the router: no moment without a record."""
+
+
+@dataclass(frozen=True)
+class _Process:
+    pid: int
+    state: str
+    session: int
+    start_ticks: int
+
+
+def _parse_stat(text: str) -> _Process:
+    pid, rest = text.split(" (", 1)
+    fields = rest.rpartition(")")[2].split()
+    return _Process(int(pid), fields[0], int(fields[3]), int(fields[19]))
+
+
+def _processes() -> Iterator[_Process]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it ended while we looked
+                yield _parse_stat((entry / "stat").read_text())
+
+
+@dataclass(frozen=True)
+class UmlRouter:
+    """The router whose files are in `directory`; making the object starts nothing."""
+
+    directory: Path
+    memory_mb: int
+    ports: tuple[Port, ...]
+
+    @property
+    def _argument(self) -> str:
+        """The argument by which a process of this very router is recognised."""
+        return f"uml_dir={self.directory}/uml"
+
+    def _ours(self) -> Iterator[_Process]:
+        """Living processes of this router: those of the recorded session that carry its argument."""
+        try:
+            recorded = _parse_stat((self.directory / "process").read_text())
+        except FileNotFoundError:
+            return
+        for process in _processes():
+            if process.state in "ZX":
+                continue
+            if process.pid == recorded.pid and process.start_ticks == recorded.start_ticks:
+                yield process
+            elif process.session == recorded.pid:
+                with contextlib.suppress(OSError):
+                    words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
+                    if self._argument.encode() in words:
+                        yield process
+
+    def alive(self) -> bool:
+        """Whether the router's main process lives."""
+        return any(process.pid == process.session for process in self._ours())
+
+    def as_asked(self) -> bool:
+        """Whether the router that was started last had these very ports and this memory."""
+        asked = {"init": self._init_text(), "addresses": self._addresses_text(), "memory": str(self.memory_mb)}
+        files = {name: self.directory / name for name in asked}
+        return all(files[name].exists() and files[name].read_text() == text for name, text in asked.items())
+
+    def _init_text(self) -> str:
+        return _INIT.format(directory=self.directory)
+
+    def _addresses_text(self) -> str:
+        lines = ["link set lo up"]
+        for port in self.ports:
+            lines += [
+                f"link set {port.device} address {port.mac} txqueuelen {QUEUE_PACKETS}",
+                f"addr add {port.address} dev {port.device}",
+                f"link set {port.device} up",
+            ]
+        return "\n".join(lines) + "\n"
+
+    def start(self) -> None:
+        """Start the process; its taps must be there. `wait_ready` must follow.
+
+        Raises:
+            RouterError: User-Mode Linux is not installed, or cannot be started.
+        """
+        if not shutil.which("linux.uml"):
+            raise RouterError("User-Mode Linux is absent", "Run: apt-get install -y user-mode-linux")
+        free_mb = shutil.disk_usage(MEMORY_DIRECTORY).free >> 20
+        if free_mb < self.memory_mb:
+            raise RouterError(
+                f"the WAN router needs {self.memory_mb} MB in {MEMORY_DIRECTORY}, {free_mb} MB are free",
+                f"Run: mount -o remount,size={2 * self.memory_mb}M {MEMORY_DIRECTORY}",
+            )
+        self.kill()
+        for name in ("ready", "process", "in", "out"):
+            (self.directory / name).unlink(missing_ok=True)
+        init = self.directory / "init"
+        init.write_text(self._init_text())
+        init.chmod(0o700)
+        (self.directory / "addresses").write_text(self._addresses_text())
+        (self.directory / "memory").write_text(str(self.memory_mb))
+        ends = []
+        for name in ("in", "out"):
+            os.mkfifo(self.directory / name, 0o600)
+            ends.append(os.open(self.directory / name, os.O_RDWR | os.O_NONBLOCK))
+        try:
+            self._launch(*ends)
+        finally:
+            for end in ends:
+                os.close(end)
+
+    def _launch(self, commands: int, answers: int) -> None:
+        priority = ["chrt", "-f", str(PRIORITY)]
+        if subprocess.run([*priority, "true"], capture_output=True, check=False).returncode:
+            priority = ["nice", "-n", "-20"]
+        (self.directory / "scheduling").write_text(" ".join(priority))
+        kernel = ["linux.uml", f"mem={self.memory_mb}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"]
+        kernel += [f"init={self.directory}/init", "con=null", "con0=null,fd:1", f"ssl0=fd:{commands},fd:{answers}"]
+        kernel += ["ssl=null", "quiet", "umid=wan", self._argument]
+        kernel += [f"{port.device}:transport=tap,ifname={port.tap},depth=128,gro=1" for port in self.ports]
+        with (self.directory / "uml.log").open("wb") as log:
+            # --fork: whoever reaps orphans reaps it; it is nobody's child and in a session of its own.
+            subprocess.run(
+                ["setsid", "--fork", "sh", "-c", _LAUNCH, "sh", *priority, *kernel],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                pass_fds=(commands, answers),
+                cwd=self.directory,
+                env={"PATH": os.environ.get("PATH", os.defpath), "TMPDIR": str(MEMORY_DIRECTORY)},
+                check=True,
+            )
+
+    def wait_ready(self) -> None:
+        """Wait until the router takes commands. Raises RouterError with its log when it dies or never does."""
+        end = time.monotonic() + BOOT_LIMIT_S
+        while not (self.directory / "ready").exists():
+            if (self.directory / "process").exists() and not self.alive():
+                raise self._dead("did not start")
+            if time.monotonic() > end:
+                raise self._dead(f"was not ready after {BOOT_LIMIT_S:g} s")
+            time.sleep(0.02)
+        self.execute("true", ANSWER_LIMIT_S)
+
+    def log(self) -> str:
+        """The last lines that the router's kernel or its first process printed."""
+        path = self.directory / "uml.log"
+        lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+        return "\n    ".join([line.strip() for line in lines if line.strip()][-8:]) or "(its log is empty)"
+
+    def _dead(self, what: str) -> RouterError:
+        return RouterError(
+            f"the WAN router (User-Mode Linux, {self.directory}) {what}; its log ends with:\n    {self.log()}",
+            "Bring the router up again (`up`): one that is dead or does not answer is started anew.",
+        )
+
+    def execute(self, script: str, limit_s: float) -> tuple[int, str]:
+        """Run a shell script inside, in the router's directory; one at a time (the caller holds the lock).
+
+        Returns:
+            Exit code, and what it printed.
+        Raises:
+            RouterError: the router is dead, or does not answer in time.
+        """
+        calls = self.directory / "calls"
+        nonce = os.urandom(6).hex()
+        script_file, output_file = calls / f"{nonce}.sh", calls / f"{nonce}.out"
+        script_file.write_text(script + "\n")
+        try:
+            code = self._exchange(nonce, limit_s)
+            return code, output_file.read_text(errors="replace")
+        finally:
+            script_file.unlink(missing_ok=True)
+            output_file.unlink(missing_ok=True)
+
+    def _exchange(self, nonce: str, limit_s: float) -> int:
+        with contextlib.ExitStack() as stack:
+            try:
+                commands = os.open(self.directory / "in", os.O_WRONLY | os.O_NONBLOCK)
+                stack.callback(os.close, commands)
+                answers = os.open(self.directory / "out", os.O_RDONLY | os.O_NONBLOCK)
+                stack.callback(os.close, answers)
+                os.write(commands, f"{nonce}\n".encode())
+            except OSError as error:  # no reader: it is dead; EAGAIN: it reads no more
+                raise self._dead(f"takes no commands ({error.strerror})") from error
+            received, end = b"", time.monotonic() + limit_s
+            while True:
+                found = re.search(rb"##RC=%s=(\d+)\n" % nonce.encode(), received)
+                if found:
+                    return int(found[1])
+                if not self.alive():
+                    raise self._dead("died")
+                if time.monotonic() > end:
+                    raise self._dead(f"did not answer within {limit_s:g} s")
+                if select.select([answers], [], [], 0.2)[0]:
+                    received += os.read(answers, 65536)
+
+    def kill(self) -> None:
+        """End every process of this router. Raises RouterError when one does not end."""
+        end = time.monotonic() + KILL_LIMIT_S
+        while processes := list(self._ours()):
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, signal.SIGKILL)
+            if time.monotonic() > end:
+                raise RouterError(f"processes of the WAN router do not end: {[p.pid for p in processes]}")
+            time.sleep(0.01)
