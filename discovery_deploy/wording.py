@@ -32,7 +32,7 @@ def findings(error: ValidationError, data: Any) -> list[Finding]:
 
 
 def _of(details: dict[str, Any], data: Any) -> Iterator[Finding]:
-    place = _without_tags(details["loc"], data)
+    place = _without_tags(details["loc"])
     kind, given, context = details["type"], details["input"], details.get("ctx", {})
     cause = context.get("error")
     if isinstance(cause, ReferenceMistakesError):
@@ -69,7 +69,7 @@ def _only_items_are_wrong(kind: str, given: Any, context: dict[str, Any]) -> boo
     return kind == "too_short" and len(given) >= context["min_length"]
 
 
-def _without_tags(loc: Place, data: Any) -> Place:
+def _without_tags(loc: Place) -> Place:
     """pydantic's `loc` without the tags of chosen union members: deployment.backend.mariadb.site."""
     place: Place = ()
     for step in loc:
