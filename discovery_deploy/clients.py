@@ -6,12 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping
 
-KEYSTONE_PORT = 5000
-
-
-def auth_url(site_address: str) -> str:
-    """URL of a site's Keystone."""
-    return f"http://{site_address}:{KEYSTONE_PORT}/v3"
+from discovery_deploy.variables import keystone_url
 
 
 def clouds_yaml(control_addresses: Mapping[str, str], admin_password: str) -> str:
@@ -23,7 +18,7 @@ def clouds_yaml(control_addresses: Mapping[str, str], admin_password: str) -> st
     clouds = {
         site: {
             "auth": {
-                "auth_url": auth_url(address),
+                "auth_url": keystone_url(address),
                 "username": "admin",
                 "password": admin_password,
                 "project_name": "admin",
@@ -41,7 +36,7 @@ def clouds_yaml(control_addresses: Mapping[str, str], admin_password: str) -> st
 def openrc(site: str, address: str, admin_password: str) -> str:
     """Text of a shell file that sets the OS_* variables for one site."""
     variables = {
-        "OS_AUTH_URL": auth_url(address),
+        "OS_AUTH_URL": keystone_url(address),
         "OS_USERNAME": "admin",
         "OS_PASSWORD": admin_password,
         "OS_PROJECT_NAME": "admin",

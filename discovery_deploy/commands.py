@@ -95,7 +95,10 @@ def summary(driver: Driver) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     fits, _ = stats.regressions(table, records)
-    lines += [text.fit_sentence(fit) for fit in fits if fit.atomic_action not in (rally.TOTAL, rally.OTHER)]
+    groups: dict[tuple[str, str, str], list[stats.Fit]] = {}
+    for fit in fits:
+        groups.setdefault((fit.scenario, fit.group, fit.site), []).append(fit)
+    lines += [f"{key[0]}: {text.fits_sentence(group)}" for key, group in groups.items()]
     return "\n".join(lines) + "\n"
 
 

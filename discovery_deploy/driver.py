@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from execo_engine import ParamSweeper
 
-from discovery_deploy import __version__, bench, campaign, rally, report, wan
+from discovery_deploy import __version__, bench, campaign, rally, report, variables, wan
 from discovery_deploy.campaign import Run, Setting
 from discovery_deploy.errors import MeasurementError
 from discovery_deploy.model import Scenario
@@ -150,7 +150,7 @@ class Driver:
         hosts = [testbed.lease.at(site, "bench") for site in experiment.bench_sites()]
         task = rally.rally_task(self.tasks[run.scenario.task], run.scenario)
         folder = self.workspace.runs / run.id
-        command = testbed.environments(experiment).rally_command
+        command = variables.rally_command(testbed.environments(experiment))
         results = bench.load(testbed.remote, hosts, run.id, task, command, run.scenario.times, folder)
         self.announce.line("the WAN is measured again")
         after = testbed.verify(experiment)
@@ -201,7 +201,10 @@ class Driver:
             return
         self.announce.phase("collect", "versions and facts of the hosts")
         started = time.monotonic()
-        self.testbed.collect(self.settings[-1].experiment, self.workspace.path / "facts")
+        reports = self.testbed.collect(self.settings[-1].experiment)
+        for host in self.testbed.lease.hosts:
+            facts = HostFacts.model_validate({"name": host.name, "site": host.site, **reports[host.name]})
+            self.workspace.save(f"facts/{host.name}.json", facts)
         self.announce.done("collect", round(time.monotonic() - started, 3))
 
     def provenance(self) -> Provenance:

@@ -9,9 +9,9 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from discovery_deploy import ansible, clients, measure, stack, variables, wan, wan_readback
+from discovery_deploy import ansible, builds, clients, image, inventory, measure, stack, variables, wan, wan_readback
 from discovery_deploy.campaign import Setting
 from discovery_deploy.errors import StateError
 from discovery_deploy.model import Experiment, Strict
@@ -85,7 +85,7 @@ class Testbed:
         self.provider = provider
         self.announce = announce
         self.cache = stack.cache_directory()
-        self.inputs = stack.inputs(experiment.deployment.release)
+        self.inputs = builds.inputs(experiment.deployment.release)
         self._state: State | None = None
         self._checked_alive = False
 
@@ -180,9 +180,9 @@ class Testbed:
         return report
 
     def _reserve(self, experiment: Experiment) -> str:
-        image = stack.base_image(self.cache, self.announce.line)
+        base = image.base_image(self.cache, self.announce.line)
         key = self.workspace.public_key()
-        lease = self.provider.reserve(experiment, key, image, self.announce.line)
+        lease = self.provider.reserve(experiment, key, base, self.announce.line)
         self.workspace.save("lease.json", lease)
         control = CONTROL_SOCKETS / experiment.name
         control.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -191,16 +191,16 @@ class Testbed:
         self._checked_alive = True
         return f"{len(lease.hosts)} hosts at {len(experiment.sites)} sites, WAN router: {lease.router}"
 
-    def environments(self, experiment: Experiment) -> stack.Environments:
+    def environments(self, experiment: Experiment) -> builds.Environments:
         """The Python environments of the hosts, built when they are not cached."""
-        image = stack.base_image(self.cache, self.announce.line)
-        return stack.environments(self.cache, image, experiment.deployment.release, self.announce.line)
+        return builds.environments(self.cache, experiment.deployment.release, self.announce.line)
 
-    def _playbook(self, name: str, experiment: Experiment, limit_s: float = 900.0) -> None:
-        ansible.run_playbook(
+    def _playbook(self, name: str, experiment: Experiment, limit_s: float = 900.0) -> ansible.PlaybookResult:
+        lease = self.lease
+        return ansible.run_playbook(
             name,
-            inventory=variables.inventory(experiment, self.lease, self.workspace.ssh_config, self.workspace.key),
-            variables=variables.variables(experiment, self.lease, self.secrets, self.environments(experiment)),
+            inventory=inventory.inventory(experiment, lease, self.workspace.ssh_config, self.workspace.key),
+            variables=variables.variables(experiment, lease, self.secrets, self.environments(experiment)),
             logs=self.workspace.logs,
             progress=self.announce.line,
             limit_s=limit_s,
@@ -286,19 +286,9 @@ class Testbed:
             self.remote, points, shapes, experiment.network.verify, readback=readback, shared_clock=local
         )
 
-    def collect(self, experiment: Experiment, to: Path) -> None:
-        """Bring home each host's facts (OS, kernel, CPU, versions), one JSON file per host."""
-        ansible.run_playbook(
-            "collect",
-            inventory=variables.inventory(experiment, self.lease, self.workspace.ssh_config, self.workspace.key),
-            variables={
-                **variables.variables(experiment, self.lease, self.secrets, self.environments(experiment)),
-                "collect_directory": str(to),
-            },
-            logs=self.workspace.logs,
-            progress=self.announce.line,
-            limit_s=300.0,
-        )
+    def collect(self, experiment: Experiment) -> dict[str, dict[str, Any]]:
+        """Host -> its facts (OS, kernel, CPU, versions), asked from the host itself."""
+        return self._playbook("collect", experiment, limit_s=300.0).reports
 
     def release(self) -> None:
         """Give all back, from any state; results, report, logs and journal stay."""
