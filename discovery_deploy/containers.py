@@ -9,6 +9,7 @@ reserved machine as they are, they do there what they do here. The plan is descr
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -139,6 +140,8 @@ def _full_disk(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise MachineError(
             f"{error.filename or directory}: {error.strerror}",
             f"see `df -h {directory}` and `df -i {directory}`; free space, then try again",

@@ -173,16 +173,18 @@ def up(plan: Plan, host: Host, tell: Callable[[str], None], stop: threading.Even
         MachineError: it ends, hangs, or units fail in its first boot; the end of its log is quoted.
     """
     place = folder(plan, host)
-    fresh = not (place / "ready").exists()
+    ready, booted = place / "ready", place / "booted"
     if recorded(place / "pid") is None:
         cgroups.end(plan["slot"], host["name"])
-        fresh = _prepare_files(plan, host, tell)
+        ready.unlink(missing_ok=True)
+        _prepare_files(plan, host, tell)
         _spawn(plan, host)
     else:
         _refresh_files(plan, host)
-    if fresh or (place / "ready").read_text() != (place / "pid").read_text():
-        _wait(plan, host, tell, stop, fresh)
-        (place / "ready").write_text((place / "pid").read_text())
+    if not ready.exists():  # started now, or by someone who did not live to see it
+        _wait(plan, host, tell, stop, first=not booted.exists())
+        booted.touch()
+        ready.touch()
 
 
 def born(plan: Plan, host: Host) -> dict[str, Any]:
@@ -195,8 +197,8 @@ def _boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _prepare_files(plan: Plan, host: Host, tell: Callable[[str], None]) -> bool:
-    """Make a host's files ready for a start; True when they are new."""
+def _prepare_files(plan: Plan, host: Host, tell: Callable[[str], None]) -> None:
+    """Make a host's files ready for a start: new ones, or those of its last start."""
     place = folder(plan, host)
     kept = born(plan, host) if (place / "born.json").exists() else None
     if kept and _volatile(plan) and kept["boot_id"] != _boot_id():
@@ -207,13 +209,12 @@ def _prepare_files(plan: Plan, host: Host, tell: Callable[[str], None]) -> bool:
         shutil.rmtree(place / "work")
         (place / "work").mkdir()
         _refresh_files(plan, host)
-        return False
+        return
     if place.exists():
         shutil.rmtree(place)
     for part in ("upper", "work", "root"):
         (place / part).mkdir(parents=True)
     _write_identity(plan, host, uuid.uuid4().hex)
-    return True
 
 
 def _write_identity(plan: Plan, host: Host, machine_id: str) -> None:
@@ -294,7 +295,7 @@ def _spawn(plan: Plan, host: Host) -> None:
         )
 
 
-def _wait(plan: Plan, host: Host, tell: Callable[[str], None], stop: threading.Event, fresh: bool) -> None:
+def _wait(plan: Plan, host: Host, tell: Callable[[str], None], stop: threading.Event, first: bool) -> None:
     """Wait until sshd answers and systemd has come to rest."""
     count = sum(bool(entry["system"]) for entry in plan["hosts"])
     end = time.monotonic() + _FIRST_BOOT_S + _BOOT_S_PER_HOST * count
@@ -305,7 +306,7 @@ def _wait(plan: Plan, host: Host, tell: Callable[[str], None], stop: threading.E
     failed = _inside(plan, host, "systemctl", "list-units", "--failed", "--plain", "--no-legend", "--no-pager")
     units = ", ".join(line.split()[0] for line in failed.splitlines() if line.strip())
     what = f"systemd says {state}; failed units: {units or 'none'}"
-    if fresh:
+    if first:
         raise MachineError(what, f"look with `journalctl -b -u {units.split(',')[0] or 'UNIT'}` in the host")
     tell(f"{host['name']}: {what}")  # services of the deployment, which is stale now; their phase starts them
 

@@ -5,6 +5,7 @@ Decides (slot, addresses, the machine plan); `containers` and `wan_router` act.
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import json
 import os
@@ -114,10 +115,9 @@ def _as_testbed_error(experiment_name: str) -> Iterator[None]:
     except (MachineError, RouterError) as error:
         raise TestbedError(f"{experiment_name}: {error.what}", error.advice) from error
     except OSError as error:
-        raise TestbedError(
-            f"{experiment_name}: {error.filename or 'this machine'}: {error.strerror}",
-            f"See `df -h {state_directory()}`, then try again.",
-        ) from error
+        place = error.filename or state_directory()
+        advice = f"Free space there (see `df -h {place}`)" if error.errno == errno.ENOSPC else f"Look at {place}"
+        raise TestbedError(f"{experiment_name}: {place}: {error.strerror}", f"{advice}, then try again.") from error
 
 
 class LocalProvider:
