@@ -259,8 +259,9 @@ def _rtt_problems(
 ) -> Iterable[str]:
     pair = (measured.source, measured.destination)
     where = f"{pair[0]} -> {pair[1]}"
+    kept = (1 - shapes[pair].loss) * (1 - shapes[pair[1], pair[0]].loss)
     if measured.rtt_median_s is None:
-        if measured.sent:
+        if measured.sent and kept:
             yield f"{where}: no reply to {measured.sent} echo requests"
         return
     asked_s, tolerance_s = asked_rtt_s(shapes, pair), rtt_tolerance_s(shapes, pair, verify, measured.received)
@@ -271,7 +272,6 @@ def _rtt_problems(
             f"{where}: RTT asked {_ms(asked_s)}, measured {_ms(measured.rtt_median_s)} "
             f"(median of {measured.received}; {_ms(base_s)} of it are the testbed's), tolerance {_ms(tolerance_s)}"
         )
-    kept = (1 - shapes[pair].loss) * (1 - shapes[pair[1], pair[0]].loss)
     lost = 1 - measured.received / measured.sent
     allowed = 2 * verify.loss_tolerance + 4 * math.sqrt(kept * (1 - kept) / measured.sent)
     if abs(lost - (1 - kept)) > allowed:

@@ -85,21 +85,23 @@ _LAUNCH = 'cat /proc/$$/stat > process.new && mv process.new process && exec "$@
 class _Process:
     pid: int
     state: str
-    session: int
     start_ticks: int
 
 
 def _parse_stat(text: str) -> _Process:
     pid, rest = text.split(" (", 1)
     fields = rest.rpartition(")")[2].split()
-    return _Process(int(pid), fields[0], int(fields[3]), int(fields[19]))
+    return _Process(int(pid), fields[0], int(fields[19]))
 
 
 def _processes() -> Iterator[_Process]:
+    """Processes that live (those that ended and wait to be reaped do not)."""
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):  # it ended while we looked
-                yield _parse_stat((entry / "stat").read_text())
+                process = _parse_stat((entry / "stat").read_text())
+                if process.state not in "ZX":
+                    yield process
 
 
 @dataclass(frozen=True)
@@ -110,31 +112,34 @@ class UmlRouter:
     memory_mb: int
     ports: tuple[Port, ...]
 
-    @property
-    def _argument(self) -> str:
-        """The argument by which a process of this very router is recognised."""
-        return f"uml_dir={self.directory}/uml"
+    def _recorded(self) -> _Process | None:
+        try:
+            return _parse_stat((self.directory / "process").read_text())
+        except FileNotFoundError:
+            return None
 
     def _ours(self) -> Iterator[_Process]:
-        """Living processes of this router: those of the recorded session that carry its argument."""
-        try:
-            recorded = _parse_stat((self.directory / "process").read_text())
-        except FileNotFoundError:
-            return
+        """Living processes of this router: the recorded one, and those started with its directory as an argument."""
+        recorded = self._recorded()
         for process in _processes():
-            if process.state in "ZX":
-                continue
-            if process.pid == recorded.pid and process.start_ticks == recorded.start_ticks:
+            if recorded and (process.pid, process.start_ticks) == (recorded.pid, recorded.start_ticks):
                 yield process
-            elif process.session == recorded.pid:
-                with contextlib.suppress(OSError):
-                    words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
-                    if self._argument.encode() in words:
-                        yield process
+                continue
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
+                if words[0] == b"linux.uml" and f"uml_dir={self.directory}/uml".encode() in words:
+                    yield process
 
     def alive(self) -> bool:
         """Whether the router's main process lives."""
-        return any(process.pid == process.session for process in self._ours())
+        recorded = self._recorded()
+        if recorded is None:
+            return False
+        try:
+            now = _parse_stat(Path(f"/proc/{recorded.pid}/stat").read_text())
+        except OSError:
+            return False
+        return now.start_ticks == recorded.start_ticks and now.state not in "ZX"
 
     def as_asked(self) -> bool:
         """Whether the router that was started last had these very ports and this memory."""
@@ -194,7 +199,7 @@ class UmlRouter:
         (self.directory / "scheduling").write_text(" ".join(priority))
         kernel = ["linux.uml", f"mem={self.memory_mb}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"]
         kernel += [f"init={self.directory}/init", "con=null", "con0=null,fd:1", f"ssl0=fd:{commands},fd:{answers}"]
-        kernel += ["ssl=null", "quiet", "umid=wan", self._argument]
+        kernel += ["ssl=null", "quiet", "umid=wan", f"uml_dir={self.directory}/uml"]
         kernel += [f"{port.device}:transport=tap,ifname={port.tap},depth=128,gro=1" for port in self.ports]
         with (self.directory / "uml.log").open("wb") as log:
             # --fork: whoever reaps orphans reaps it; it is nobody's child and in a session of its own.

@@ -1,21 +1,26 @@
-"""Sites without containers for tests of the WAN alone: a bridge each, and hosts that are only network namespaces."""
+"""Sites without containers, for tests and benchmarks of the WAN alone: every host is only a network namespace."""
 
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy import wan_router
-from discovery_deploy.wan_router import Plan
+from discovery_deploy import site_networks, wan_router
+from discovery_deploy.measure import Point
+from discovery_deploy.model import Network
+from discovery_deploy.wan import Pair, PathShape, path_shapes, tc_program
+from discovery_deploy.wan_readback import readback_problems
 
 SITE_NAMES = ("ares", "brest", "cork", "delft", "essen", "faro", "gent", "hull")
+SLOT = 90
+"""Above the slots of the provider `local`."""
 
 
-def plan_of(directory: Path, names: Sequence[str], mode: str = "auto", slot: int = 90) -> Plan:
+def plan_of(directory: Path, names: Sequence[str], mode: str = "auto", slot: int = SLOT) -> dict[str, Any]:
     """A machine plan of sites with one host each that has no system."""
     sites: list[dict[str, Any]] = []
     hosts: list[dict[str, Any]] = []
@@ -40,81 +45,66 @@ def plan_of(directory: Path, names: Sequence[str], mode: str = "auto", slot: int
                 "system": False,
                 "site_address": f"{network}.10",
                 "site_device": f"dd{slot}e{index}",
+                "management_address": f"10.{64 + slot}.0.{10 + index}",
+                "management_device": f"dd{slot}n{index}",
             }
         )
-    router = {"mode": mode, "namespace": f"dd{slot}-router", "memory_mb": wan_router.memory_mb(len(names))}
     return {
         "experiment": "wan-alone",
         "slot": slot,
         "directory": str(directory),
+        "management": {"bridge": f"dd{slot}m", "address": f"10.{64 + slot}.0.1", "prefix_length": 16},
         "sites": sites,
         "hosts": hosts,
-        "router": router,
+        "router": {
+            "mode": mode,
+            "namespace": f"dd{slot}-router",
+            "memory_mb": wan_router.memory_mb(len(names)),
+        },
     }
 
 
-def _ip(lines: Sequence[str], namespace: str | None = None) -> None:
-    if not lines:
-        return
-    where = ["-n", namespace] if namespace else []
-    subprocess.run(["ip", *where, "-batch", "-"], input="\n".join(lines) + "\n", text=True, check=True)
+@dataclass(frozen=True)
+class Wan:
+    """Sites with a router between them."""
 
+    plan: dict[str, Any]
 
-def make_sites(plan: Plan) -> None:
-    """Bridges, namespaces and the links between them."""
-    for site in plan["sites"]:
-        _ip([f"link add {site['bridge']} type bridge", f"link set {site['bridge']} up"])
-    for host in plan["hosts"]:
-        site = next(site for site in plan["sites"] if site["name"] == host["site"])
-        subprocess.run(["ip", "netns", "add", host["namespace"]], check=True)
-        _ip(
-            [
-                f"link add {host['site_device']} type veth peer name eth0 netns {host['namespace']}",
-                f"link set {host['site_device']} master {site['bridge']} up",
-            ]
-        )
-        _ip(
-            [
-                "link set lo up",
-                f"addr add {host['site_address']}/24 dev eth0",
-                "link set eth0 up",
-                f"route add default via {site['gateway']}",
-            ],
-            host["namespace"],
-        )
+    @property
+    def names(self) -> list[str]:
+        return [site["name"] for site in self.plan["sites"]]
 
+    @property
+    def devices(self) -> dict[str, str]:
+        return {site["name"]: site["router_device"] for site in self.plan["sites"]}
 
-def remove_sites(plan: Plan) -> None:
-    """Remove what `make_sites` made, as far as it is there."""
-    links = {name for _, name in socket.if_nameindex()}
-    devices = [host["site_device"] for host in plan["hosts"]] + [site["bridge"] for site in plan["sites"]]
-    _ip([f"link del {device}" for device in devices if device in links])
-    for host in plan["hosts"]:
-        if Path("/run/netns", host["namespace"]).exists():
-            subprocess.run(["ip", "netns", "del", host["namespace"]], check=True)
+    @property
+    def subnets(self) -> dict[str, str]:
+        return {site["name"]: site["subnet"] for site in self.plan["sites"]}
 
+    @property
+    def points(self) -> list[Point]:
+        gateways = {site["name"]: site["gateway"] for site in self.plan["sites"]}
+        return [
+            Point(host["site"], host["name"], host["site_address"], gateways[host["site"]])
+            for host in self.plan["hosts"]
+        ]
 
-@contextlib.contextmanager
-def wan_sites(directory: Path, names: Sequence[str], mode: str = "auto", slot: int = 90) -> Iterator[Plan]:
-    """Sites with a running router."""
-    plan = plan_of(directory, names, mode, slot)
-    remove_sites(plan)
-    try:
-        make_sites(plan)
-        wan_router.up(plan)
-        yield plan
-    finally:
-        wan_router.down(plan)
-        remove_sites(plan)
+    @property
+    def router_directory(self) -> Path:
+        return Path(self.plan["directory"], "router")
 
+    def namespace(self, site: str) -> str:
+        return next(str(host["namespace"]) for host in self.plan["hosts"] if host["site"] == site)
 
-def run_in_namespace(plan: Plan) -> Any:
-    """A `measure.Runner` for such hosts."""
-    namespaces = {host["name"]: host["namespace"] for host in plan["hosts"]}
+    def address(self, site: str) -> str:
+        return next(point.address for point in self.points if point.site == site)
 
-    def run(host: str, command: Sequence[str], stdin: str, timeout_s: float) -> str:
+    def run(self, host: str, command: Sequence[str], stdin: str, timeout_s: float) -> str:
+        """A `measure.Runner`."""
+        namespace = next(h["namespace"] for h in self.plan["hosts"] if h["name"] == host)
         done = subprocess.run(
-            ["ip", "netns", "exec", namespaces[host], *command],
+            ["ip", "netns", "exec", namespace, *command],
             input=stdin,
             capture_output=True,
             text=True,
@@ -125,4 +115,24 @@ def run_in_namespace(plan: Plan) -> Any:
             raise RuntimeError(f"{host}: {done.stderr}")
         return done.stdout
 
-    return run
+    def shape(self, network: Network) -> dict[Pair, PathShape]:
+        """Run the whole program of a network; its shapes."""
+        shapes = path_shapes(network, self.names)
+        wan_router.apply(self.plan, tc_program(shapes, self.devices, self.subnets))
+        return shapes
+
+    def readback(self, shapes: dict[Pair, PathShape]) -> tuple[str, ...]:
+        return readback_problems(shapes, wan_router.read(self.plan), self.devices, self.subnets)
+
+
+@contextlib.contextmanager
+def wan_sites(directory: Path, names: Sequence[str], mode: str = "auto", slot: int = SLOT) -> Iterator[Wan]:
+    """Sites with a running router; nothing of them is left at the end."""
+    plan = plan_of(directory, names, mode, slot)
+    try:
+        site_networks.up(plan)
+        wan_router.up(plan)
+        yield Wan(plan)
+    finally:
+        wan_router.down(plan)
+        site_networks.down(slot)

@@ -1,0 +1,351 @@
+"""From constraints to a tc program, and from measurements to a verdict."""
+
+from __future__ import annotations
+
+import random
+import re
+from typing import Any
+
+import pytest
+
+from discovery_deploy import wan
+from discovery_deploy.model import Network, Verify
+from discovery_deploy.wan import PairMeasurement, PathShape
+
+NAMES = ("ares", "brest", "cork")
+DEVICES = {"ares": "vec0", "brest": "vec1", "cork": "vec2"}
+SUBNETS = {"ares": "10.218.0.0/24", "brest": "10.218.1.0/24", "cork": "10.218.2.0/24"}
+MIXED_NETWORK = Network.model_validate(
+    {
+        "default": {"delay": "25 ms"},
+        "constraints": [
+            {"from": "ares", "to": "brest", "delay": "37.5 ms", "jitter": "5 ms", "loss": "0.1 %", "rate": "20 Mbit/s"},
+            {"from": "brest", "to": "ares", "delay": "1.234567 ms", "rate": "12345.678 kbit/s"},
+            {"between": ["ares", "cork"], "delay": "0 ms"},
+            {"from": "cork", "to": "brest", "loss": "12.3456 %", "rate": "1 kbit/s"},
+        ],
+    }
+)
+
+
+def network(**fields: Any) -> Network:
+    return Network.model_validate(fields)
+
+
+def shapes_of(**fields: Any) -> dict[wan.Pair, PathShape]:
+    return wan.path_shapes(network(**fields), NAMES)
+
+
+def measured(source: str, destination: str, rtt_s: float | None, **fields: Any) -> PairMeasurement:
+    values: dict[str, Any] = {"sent": 40, "received": 40, "rtt_p99_s": rtt_s, "rtt_max_s": rtt_s, **fields}
+    return PairMeasurement(source=source, destination=destination, rtt_median_s=rtt_s, **values)
+
+
+def verdict(shapes: dict[wan.Pair, PathShape], base_rtt_s: float = 0.0, **of_one: Any) -> tuple[str, ...]:
+    """Problems of a WAN as asked, but for what `of_one` says of ares -> brest."""
+    verify = of_one.pop("verify", Verify())
+    pairs = {pair: measured(*pair, wan.asked_rtt_s(shapes, pair) + base_rtt_s) for pair in shapes}
+    pairs["ares", "brest"] = pairs["ares", "brest"].model_copy(update=of_one)
+    return wan.judge(shapes, pairs.values(), verify, base_rtt_s, measured_at="2026-01-01T00:00:00+00:00").problems
+
+
+class TestShapes:
+    def test_every_ordered_pair_has_one(self) -> None:
+        assert list(shapes_of()) == sorted((a, b) for a in NAMES for b in NAMES if a != b)
+
+    def test_what_a_constraint_leaves_out_comes_from_the_default(self) -> None:
+        shapes = shapes_of(
+            default={"delay": "10 ms", "jitter": "1 ms", "rate": "1 Gbit/s"},
+            constraints=[{"between": ["ares", "brest"], "loss": "5 %"}, {"from": "cork", "to": "ares", "delay": "0 s"}],
+        )
+        assert shapes["ares", "brest"] == PathShape(delay_s=0.01, jitter_s=0.001, loss=0.05, rate_bps=1e9)
+        assert shapes["brest", "ares"] == shapes["ares", "brest"]
+        assert shapes["cork", "ares"] == PathShape(delay_s=0.0, jitter_s=0.001, rate_bps=1e9)
+        assert shapes["ares", "cork"] == PathShape(delay_s=0.01, jitter_s=0.001, rate_bps=1e9)
+
+    def test_a_site_that_is_not_there_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="dover"):
+            shapes_of(constraints=[{"between": ["ares", "dover"], "delay": "1 ms"}])
+
+    def test_it_reads_as_in_the_file(self) -> None:
+        assert str(PathShape(delay_s=0.0375, jitter_s=0.005, loss=0.001, rate_bps=2e7)) == (
+            "37.5 ms, jitter 5 ms, loss 0.1 %, 20 Mbit/s"
+        )
+
+
+class TestQueueLimit:
+    @pytest.mark.parametrize(
+        ("delay_s", "rate_bps", "packets"),
+        [
+            (0.0, 1e9, 1000),
+            (0.1, 8 * 1514 * 1000, 1100),
+            (0.1, 8 * 1514 * 1000 + 1, 1101),
+            (0.15, 20e6, 1248),
+            (0.15, wan.UNLIMITED_BPS, 124_845),
+        ],
+    )
+    def test_holds_what_is_on_its_way_and_a_thousand_that_wait(
+        self, delay_s: float, rate_bps: float, packets: int
+    ) -> None:
+        assert wan.queue_limit(delay_s, rate_bps) == packets
+
+    @pytest.mark.parametrize(("delay_s", "rate_bps"), [(-0.1, 1e6), (0.1, 0.0), (0.1, -1.0)])
+    def test_refuses_what_makes_no_sense(self, delay_s: float, rate_bps: float) -> None:
+        with pytest.raises(ValueError, match="no queue"):
+            wan.queue_limit(delay_s, rate_bps)
+
+    def test_jitter_counts_as_delay(self) -> None:
+        steady, shaky = PathShape(delay_s=0.02, rate_bps=1e9), PathShape(delay_s=0.01, jitter_s=0.01, rate_bps=1e9)
+        assert wan.limit_packets(shaky) == wan.limit_packets(steady)
+
+
+PROGRAM = """\
+# segmentation: off
+qdisc replace dev vec0 root pfifo
+qdisc replace dev vec0 root handle 1: htb default 0
+class add dev vec0 parent 1: classid 1:11 htb rate 10000000000bit burst 5001514 cburst 5001514 quantum 20000
+qdisc add dev vec0 parent 1:11 handle 11: netem delay 25ms limit 21641
+filter add dev vec0 parent 1: protocol ip prio 1 u32 match ip src 10.218.1.0/24 flowid 1:11
+qdisc replace dev vec1 root pfifo
+qdisc replace dev vec1 root handle 1: htb default 0
+class add dev vec1 parent 1: classid 1:10 htb rate 20000000bit burst 11514 cburst 11514 quantum 20000
+qdisc add dev vec1 parent 1:10 handle 10: netem delay 37.5ms 5ms loss 0.1% limit 1071
+filter add dev vec1 parent 1: protocol ip prio 1 u32 match ip src 10.218.0.0/24 flowid 1:10
+"""
+
+CHANGES = """\
+# segmentation: on
+class change dev vec1 parent 1: classid 1:10 htb rate 10000000000bit burst 5001514 cburst 5001514 quantum 20000
+qdisc change dev vec1 parent 1:10 handle 10: netem delay 25ms limit 21641
+"""
+
+
+class Tc:
+    """A router's state after tc programs: enough of tc for ours, and strict about the rest."""
+
+    def __init__(self) -> None:
+        self.roots: dict[str, str] = {}
+        self.classes: dict[tuple[str, str], str] = {}
+        self.netems: dict[tuple[str, str], str] = {}
+        self.filters: dict[tuple[str, str], str] = {}
+        self.segmentation = ""
+
+    def run(self, program: str) -> None:
+        for line in program.splitlines():
+            if line.startswith("#"):
+                self.segmentation = line
+                continue
+            kind, verb, _, device, rest = line.split(" ", 4)
+            if kind == "qdisc" and rest.startswith("root"):
+                assert verb == "replace"
+                assert rest == "root pfifo" or self.roots[device] == "root pfifo", "htb refuses to be replaced by htb"
+                self.roots[device] = rest
+                for table in (self.classes, self.netems, self.filters):
+                    for key in [key for key in table if key[0] == device]:
+                        del table[key]
+                continue
+            self._one(kind, verb, device, rest)
+
+    def _one(self, kind: str, verb: str, device: str, rest: str) -> None:
+        patterns = {
+            "class": r"parent 1: classid (?P<key>1:\w+) (?P<options>htb .*)",
+            "qdisc": r"parent (?P<key>1:(\w+)) handle \2: (?P<options>netem .*)",
+            "filter": r"parent 1: protocol ip prio 1 u32 match ip src (?P<options>\S+) flowid (?P<key>1:\w+)",
+        }
+        table = {"class": self.classes, "qdisc": self.netems, "filter": self.filters}[kind]
+        found = re.fullmatch(patterns[kind], rest)
+        assert found, f"{kind} {rest}"
+        key = (device, found["key"])
+        assert verb == ("change" if key in table else "add")
+        if kind != "class":
+            assert key in self.classes
+        table[key] = found["options"]
+
+    def state(self) -> tuple[Any, ...]:
+        return self.roots, self.classes, self.netems, self.filters, self.segmentation
+
+
+def random_network(chance: random.Random) -> Network:
+    def shape() -> dict[str, str]:
+        choices = {
+            "delay": f"{chance.choice([0, 1, 10, 37.5, 150])} ms",
+            "jitter": f"{chance.choice([0, 1, 5])} ms",
+            "loss": f"{chance.choice([0, 0.1, 5])} %",
+            "rate": f"{chance.choice([1, 20, 1000])} Mbit/s",
+        }
+        return {key: value for key, value in choices.items() if chance.random() < 0.5}
+
+    pairs = [(a, b) for a in NAMES for b in NAMES if a != b]
+    constraints = [
+        {"from": a, "to": b, "delay": "2 ms", **shape()} for a, b in chance.sample(pairs, chance.randrange(5))
+    ]
+    return network(default=shape(), constraints=constraints)
+
+
+class TestProgram:
+    def test_is_this_text_for_two_sites(self) -> None:
+        shapes = {pair: s for pair, s in wan.path_shapes(MIXED_NETWORK, NAMES).items() if "cork" not in pair}
+        shapes["brest", "ares"] = PathShape(delay_s=0.025)
+        two = {name: DEVICES[name] for name in NAMES[:2]}
+        assert wan.tc_program(shapes, two, SUBNETS) == PROGRAM
+
+    def test_changes_are_this_text_and_only_of_what_changes(self) -> None:
+        old = {pair: PathShape(delay_s=0.025) for pair in shapes_of()}
+        old["ares", "brest"] = PathShape(delay_s=0.025, rate_bps=2e7, loss=0.1)
+        assert wan.tc_changes(old, shapes_of(default={"delay": "25 ms"}), DEVICES) == CHANGES
+
+    def test_nothing_changes_nothing(self) -> None:
+        assert wan.tc_changes(shapes_of(), shapes_of(), DEVICES) == ""
+
+    def test_other_sites_cannot_be_changed_into(self) -> None:
+        fewer = wan.path_shapes(network(), NAMES[:2])
+        with pytest.raises(ValueError, match="sites have changed"):
+            wan.tc_changes(shapes_of(), fewer, DEVICES)
+
+    @pytest.mark.parametrize("seed", range(50))
+    def test_changes_lead_where_the_whole_program_leads(self, seed: int) -> None:
+        chance = random.Random(seed)
+        old, new = (wan.path_shapes(random_network(chance), NAMES) for _ in range(2))
+        changed, fresh = Tc(), Tc()
+        changed.run(wan.tc_program(old, DEVICES, SUBNETS))
+        changes = wan.tc_changes(old, new, DEVICES)
+        assert "replace" not in changes
+        assert " add " not in changes
+        changed.run(changes)
+        fresh.run(wan.tc_program(new, DEVICES, SUBNETS))
+        assert changed.state() == fresh.state()
+        fresh.run(wan.tc_program(new, DEVICES, SUBNETS))  # repeatable
+        assert changed.state() == fresh.state()
+
+    def test_equal_input_in_any_order_gives_equal_text(self) -> None:
+        shapes = wan.path_shapes(MIXED_NETWORK, NAMES)
+        shuffled = {pair: shapes[pair] for pair in reversed(list(shapes))}
+        devices = {name: DEVICES[name] for name in reversed(NAMES)}
+        assert wan.tc_program(shuffled, devices, SUBNETS) == wan.tc_program(shapes, DEVICES, SUBNETS)
+        flat = shapes_of()
+        assert wan.tc_changes(flat, shuffled, devices) == wan.tc_changes(flat, shapes, DEVICES)
+
+    def test_every_path_has_its_own_class_netem_and_filter_on_sixty_four_sites(self) -> None:
+        names = [f"s{number}" for number in range(64)]
+        devices = {name: f"vec{number}" for number, name in enumerate(names)}
+        subnets = {name: f"10.218.{number}.0/24" for number, name in enumerate(names)}
+        router = Tc()
+        router.run(wan.tc_program(wan.path_shapes(network(), names), devices, subnets))
+        assert len(router.classes) == len(router.netems) == len(router.filters) == 64 * 63
+        for device in devices.values():
+            sources = {source for (on, _), source in router.filters.items() if on == device}
+            assert len(sources) == 63
+
+    @pytest.mark.parametrize(
+        ("shape", "off"),
+        [
+            ({}, False),
+            ({"delay": "9 ms"}, False),
+            ({"loss": "1 %"}, True),
+            ({"rate": "1 Gbit/s"}, True),
+            ({"jitter": "1 ms"}, True),
+        ],
+    )
+    def test_super_packets_are_kept_out_where_they_would_cheat(self, shape: dict[str, str], off: bool) -> None:
+        program = wan.tc_program(shapes_of(default=shape), DEVICES, SUBNETS)
+        assert program.startswith(wan.SEGMENTATION_OFF if off else wan.SEGMENTATION_ON)
+
+
+class TestVerdict:
+    def test_as_asked_is_good(self) -> None:
+        assert verdict(shapes_of(default={"delay": "25 ms"}), base_rtt_s=0.0003) == ()
+
+    def test_too_slow_names_pair_asked_and_measured(self) -> None:
+        (problem,) = verdict(shapes_of(default={"delay": "25 ms"}), rtt_median_s=0.0532)
+        assert problem == (
+            "ares -> brest: RTT asked 50.00 ms, measured 53.20 ms (median of 40; 0.00 ms of it are the testbed's), "
+            "tolerance 1.00 ms"
+        )
+
+    def test_both_directions_count_in_a_round_trip(self) -> None:
+        shapes = shapes_of(constraints=[{"from": "ares", "to": "brest", "delay": "30 ms"}])
+        assert wan.asked_rtt_s(shapes, ("ares", "brest")) == wan.asked_rtt_s(shapes, ("brest", "ares")) == 0.03
+        assert verdict(shapes) == ()
+
+    @pytest.mark.parametrize(("extra_s", "good"), [(0.0009, True), (-0.0009, True), (0.0011, False), (-0.0011, False)])
+    def test_the_tolerance_holds_both_ways(self, extra_s: float, good: bool) -> None:
+        assert (verdict(shapes_of(default={"delay": "5 ms"}), rtt_median_s=0.01 + extra_s) == ()) is good
+
+    @pytest.mark.parametrize(("extra_s", "good"), [(0.0059, True), (0.0061, False)])
+    def test_or_as_a_share_of_the_round_trip(self, extra_s: float, good: bool) -> None:
+        assert (verdict(shapes_of(default={"delay": "150 ms"}), rtt_median_s=0.3 + extra_s) == ()) is good
+
+    def test_the_testbed_itself_is_forgiven(self) -> None:
+        shapes = shapes_of(default={"delay": "5 ms"})
+        assert verdict(shapes, base_rtt_s=0.0008, rtt_median_s=0.0117) == ()
+        assert verdict(shapes, base_rtt_s=0.0, rtt_median_s=0.0117) != ()
+
+    def test_but_not_when_it_is_slower_than_the_tolerance(self) -> None:
+        problems = verdict(shapes_of(default={"delay": "5 ms"}), base_rtt_s=0.005)
+        assert len(problems) == 6
+
+    def test_jitter_widens_the_tolerance_by_what_a_median_then_spreads(self) -> None:
+        shapes = shapes_of(default={"delay": "50 ms", "jitter": "10 ms"})
+        tolerances_s = [wan.rtt_tolerance_s(shapes, ("ares", "brest"), Verify(), count) for count in (40, 4000)]
+        # 2 % of 100 ms, and 3 x 1.2533 x 8.165 ms / sqrt(n)
+        assert tolerances_s == pytest.approx([0.002 + 0.004854, 0.002 + 0.000485], abs=1e-6)
+
+    def test_medians_of_simulated_jitter_stay_within_it(self) -> None:
+        shapes = shapes_of(default={"delay": "50 ms", "jitter": "10 ms"})
+        chance, outside = random.Random(1), 0
+        for _ in range(1000):
+            rtts_s = sorted(0.1 + chance.uniform(-0.01, 0.01) + chance.uniform(-0.01, 0.01) for _ in range(41))
+            outside += abs(rtts_s[20] - 0.1) > wan.rtt_tolerance_s(shapes, ("ares", "brest"), Verify(), 41)
+        assert outside <= 3
+
+    def test_no_reply(self) -> None:
+        assert verdict(shapes_of(), rtt_median_s=None, received=0) == ("ares -> brest: no reply to 40 echo requests",)
+
+    def test_no_reply_is_right_where_everything_is_lost(self) -> None:
+        shapes = shapes_of(constraints=[{"from": "ares", "to": "brest", "loss": "100 %"}])
+        lost = {"rtt_median_s": None, "received": 0}
+        pairs = [
+            measured(*pair, 0.0).model_copy(update=lost if set(pair) == {"ares", "brest"} else {}) for pair in shapes
+        ]
+        assert wan.judge(shapes, pairs, Verify(), 0.0, measured_at="now").problems == ()
+
+    def test_echoes_lost_where_none_should_be(self) -> None:
+        assert verdict(shapes_of(), received=39) == ()
+        (problem,) = verdict(shapes_of(), received=36)
+        assert problem.startswith("ares -> brest: 4 of 40 echoes lost (10.0 %), asked 0.0 %")
+
+    def test_no_echo_lost_where_half_should_be(self) -> None:
+        shapes = shapes_of(default={"loss": "30 %"})
+        problems = verdict(shapes)
+        assert "ares -> brest: 0 of 40 echoes lost (0.0 %), asked 51.0 % for both ways together" in problems
+        assert verdict(shapes, received=20)[0].startswith("ares -> cork")
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"loss": 0.02}, "loss asked 5.00 %, measured 2.00 %, tolerance 2.00 %"),
+            ({"rate_bps": 24e6}, "rate asked 20.000 Mbit/s, measured 24.000 Mbit/s, tolerance 3.000 Mbit/s"),
+            ({"rate_bps": 16e6}, "rate asked 20.000 Mbit/s, measured 16.000 Mbit/s, tolerance 3.000 Mbit/s"),
+            ({"one_way_median_s": 0.012}, "one-way delay asked 10.00 ms, measured 12.00 ms, tolerance 1.00 ms"),
+            ({"loss": 0.0601, "rate_bps": 19e6, "one_way_median_s": 0.0105}, None),
+        ],
+    )
+    def test_loss_rate_and_one_way_delay(self, fields: dict[str, float], message: str | None) -> None:
+        shapes = shapes_of(default={"delay": "10 ms", "loss": "5 %", "rate": "20 Mbit/s"})
+        assert verdict(shapes, received=36, **fields) == ((f"ares -> brest: {message}",) if message else ())
+
+    def test_a_pair_that_was_not_measured(self) -> None:
+        shapes = shapes_of()
+        pairs = [measured(*pair, 0.0) for pair in shapes if pair != ("cork", "ares")]
+        report = wan.judge(shapes, pairs, Verify(), 0.0, measured_at="now")
+        assert report.problems == ("cork -> ares: not measured",)
+
+    def test_the_report_is_complete_sorted_and_can_be_kept(self) -> None:
+        shapes = shapes_of(default={"delay": "1 ms"})
+        pairs = [measured(*pair, 0.002) for pair in reversed(list(shapes))]
+        report = wan.judge(
+            shapes, pairs, Verify(), 0.0001, measured_at="now", readback_problems=["x"], probe_scheduling="fifo"
+        )
+        assert [(v.measured.source, v.measured.destination) for v in report.pairs] == sorted(shapes)
+        assert report.problems == ("x",)
+        assert wan.WanReport.model_validate_json(report.model_dump_json()) == report
