@@ -43,6 +43,7 @@ TCP_FRAME_RATIO = 1514 / 1448
 RETRY_S = 0.05
 HELLO_LIMIT_S = 10.0
 END_LIMIT_S = 2.0
+DONE_COPIES = 3
 
 
 def real_time() -> str:
@@ -257,7 +258,8 @@ class Streams:
         arrivals = self.arrivals.setdefault((source, stream), Arrivals())
         if arrivals.ended or not arrivals.times_ns or now_ns - arrivals.times_ns[-1] > self.quiet_ns:
             arrivals.ended = True
-            self.tell(source, DONE, stream)
+            for _ in range(DONE_COPIES):  # we may be gone before the next END asks again
+                self.tell(source, DONE, stream)
 
     def wait(self, until: float) -> None:
         """Receive until a time (monotonic)."""
