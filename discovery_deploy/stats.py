@@ -218,6 +218,8 @@ class NoFit(Strict):
     scenario: str
     group: str
     site: str
+    settings: tuple[str, ...]
+    """Labels of the settings that have valid runs."""
     reason: str
 
 
@@ -296,12 +298,13 @@ def regressions(table: pd.DataFrame, runs: Sequence[RunRecord]) -> tuple[list[Fi
 def _fit_group(table: pd.DataFrame, members: Sequence[tuple[RunRecord, Placement]]) -> list[Fit] | NoFit:
     run, placement = members[0]
     common = {"scenario": run.scenario.task, "group": delay_group(run.setting)[1], "site": placement.bench_site}
+    labels = tuple(dict.fromkeys(member.setting.label for member, _ in members))
     database = {place.database_rtt_s for _, place in members}
     commit = {place.commit_rtt_s for _, place in members}
     if placement.beside_only_database:
-        return NoFit(**common, reason="the client sits beside the only database")
+        return NoFit(**common, settings=labels, reason="the client sits beside the only database")
     if len(database) < 2 and len(commit) < 2:
-        return NoFit(**common, reason="its settings have one round-trip time only")
+        return NoFit(**common, settings=labels, reason="its valid runs have one round-trip time only")
     against: Literal["database", "commit"] = "database" if len(database) > 1 else "commit"
     levels = _rtt_levels(members, against)
     rows = table[table["valid"] & ~table["failed"] & np.isfinite(table["duration_s"])] if len(table) else table
@@ -314,7 +317,8 @@ def _fit_group(table: pd.DataFrame, members: Sequence[tuple[RunRecord, Placement
         if len(samples) > 1:
             source: Literal["measured", "asked"] = levels[0][2]
             fits.append(_fit(samples, source, against, action, int(part["position"].min()), common))
-    return fits or NoFit(**common, reason="fewer than two round-trip times have an iteration that succeeded")
+    reason = "fewer than two round-trip times have an iteration that succeeded"
+    return fits or NoFit(**common, settings=labels, reason=reason)
 
 
 def _groups_by_action(rows: pd.DataFrame) -> list[tuple[tuple[str], pd.DataFrame]]:

@@ -51,6 +51,7 @@ def experiment(
     times: int = 20,
     sites: Sequence[str] = SITES,
     bench_site: str = "lyon",
+    repetitions: int = 1,
     question: str = "What does a token, and a new user, cost when Keystone's database is far?",
 ) -> Experiment:
     """The experiment file of such a campaign."""
@@ -67,6 +68,7 @@ def experiment(
             "deployment": {"backend": dict(backends[0])},
             "campaign": {
                 "bench_site": bench_site,
+                "repetitions": repetitions,
                 "factors": [factor for factor in factors if len(factor["levels"]) > 1],
                 "scenarios": [{"task": task, "times": times} for task in tasks],
             },
@@ -143,7 +145,7 @@ def campaign(
     **options: Any,
 ) -> Campaign:
     """A whole campaign in which everything went well."""
-    asked = experiment(backends, delays_s, **options)
+    asked = experiment(backends, delays_s, repetitions=repetitions, **options)
     runs, reports = [], []
     for backend in backends:
         for delay_s in delays_s:

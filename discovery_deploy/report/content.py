@@ -105,7 +105,7 @@ def settings(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
                 "label": run.setting.label or "the one setting",
                 "levels": dict(run.setting.labels),
                 "site": place.bench_site,
-                "database": ", ".join(place.database_sites),
+                "database": text.names(place.database_sites),
                 "database_rtt": text.milliseconds(place.database_rtt_s),
                 "commit_rtt": text.milliseconds(place.commit_rtt_s) if len(place.database_sites) > 1 else text.NONE,
                 "beside": place.beside_only_database,
@@ -136,9 +136,11 @@ def answer(experiment: Experiment, numbers: Numbers, tasks: Mapping[str, TaskTem
             if fit.scenario == scenario.task:
                 groups.setdefault((fit.group, fit.site), []).append(fit)
         sentences = [text.fits_sentence(fits) for fits in groups.values()]
-        sentences += [text.no_fit_sentence(no) for no in numbers.refused if no.scenario == scenario.task]
-        if not groups:
-            sentences += median_sentences(numbers.summary[numbers.summary["scenario"] == scenario.task])
+        summary = numbers.summary[numbers.summary["scenario"] == scenario.task]
+        for refused in numbers.refused:
+            if refused.scenario == scenario.task:
+                mine = summary["setting"].isin(refused.settings) & (summary["site"] == refused.site)
+                sentences += [text.no_fit_sentence(refused), *median_sentences(summary[mine])]
         template = tasks.get(scenario.task)
         parts.append({
             "scenario": scenario.label,
@@ -188,7 +190,7 @@ def scenario_view(
         "whole": [row for row in rows if row["action"] == text.action_name(TOTAL)],
         "actions": [row for row in rows if row["action"] != text.action_name(TOTAL)],
         "several_sites": summary["site"].nunique() > 1,
-        "excluded": sum(not run.valid for run in mine),
+        "excluded": text.runs_not_counted(sum(not run.valid for run in mine)),
         "stacked": stacked(summary, f"stack{number}"),
         "cdf": distributions(table, groups, f"cdf{number}"),
         "against": against_rtt(fits, table, fitted_rtts(mine, fits), f"rtt{number}"),
@@ -242,7 +244,7 @@ def fit_row(
         "base_interval": text.seconds_range(fit.base_low_s, fit.base_high_s),
         "round_trips": text.count_of(fit.round_trips),
         "interval": text.count_range(fit.round_trips_low, fit.round_trips_high),
-        "r2": text.NONE if fit.r2 is None else f"{fit.r2:.3f}",
+        "r2": text.NONE if fit.r2 is None else f"{max(fit.r2, 0.0):.3f}",
         "levels": "; ".join(f"{text.milliseconds(level.rtt_s)} ms: {text.seconds(level.median_s)} (n = {level.count})"
                             for level in fit.levels),
                 "counted": counted(fit, experiment, runs, template),

@@ -189,8 +189,10 @@ def distributions(table: pd.DataFrame, groups: dict[str, tuple[str, str]], name:
     lines = -(-len(sites) // columns)
     looks = _curve_looks(list(good["setting"].drop_duplicates()), groups)
     with style():
-        figure = Figure(figsize=(WIDTH_IN if columns > 1 else 7.4, 2.8 * lines), layout="constrained")
-        for axes, site in zip(figure.subplots(lines, columns, squeeze=False, sharex=True).flat, sites, strict=False):
+        figure = Figure(figsize=(WIDTH_IN if columns > 1 else 7.4, 2.8 * lines))
+        grid = figure.subplots(lines, columns, squeeze=False, sharex=True)
+        figure.subplots_adjust(right=0.98 if columns > 1 else 0.62, hspace=0.45)
+        for axes, site in zip(grid.flat, sites, strict=False):
             here = good[good["site"] == site]
             for (setting, beside), part in here.groupby(["setting", "beside_only_database"], sort=False):
                 x, y = ecdf(part["duration_s"].to_numpy(dtype=float))
@@ -249,8 +251,9 @@ def against_rtt(
     lines = -(-len(panels) // columns)
     top_s = max(level.median_s for fit in fits for level in fit.levels)
     with style():
-        figure = Figure(figsize=(WIDTH_IN if columns > 1 else 5.6, 3.2 * lines), layout="constrained")
+        figure = Figure(figsize=(WIDTH_IN if columns > 1 else 5.6, 3.2 * lines))
         grid = figure.subplots(lines, columns, squeeze=False, sharey=True)
+        figure.subplots_adjust(left=0.08, right=0.82, wspace=0.55, hspace=0.45)
         for axes, (group, site) in zip(grid.flat, panels, strict=False):
             mine = [fit for fit in fits if (fit.group, fit.site) == (group, site)]
             _points(axes, table[table["site"] == site], runs_at.get((group, site), {}))

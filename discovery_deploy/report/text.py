@@ -29,7 +29,8 @@ def significant(value: float, digits: int = 3) -> str:
     """A number with so many significant digits, without an exponent; integers of more digits stay whole."""
     if value == 0:
         return "0"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    rounded = float(f"{value:.{digits - 1}e}")  # 0.9996 has one digit less behind the point than 0.9994
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
     text = f"{value:.{decimals}f}"
     return text if float(text) else "0"
 
@@ -93,6 +94,16 @@ def action_name(name: str) -> str:
     if name == OTHER:
         return "outside actions"
     return name.rsplit(".", 1)[-1] if name.startswith("keystone_v") else name
+
+
+def names(sites: Sequence[str]) -> str:
+    """Names of sites, or how many they are when that is more than a table's cell holds."""
+    return ", ".join(sites) if len(sites) <= 8 else f"{len(sites)} sites"
+
+
+def runs_not_counted(count: int) -> str:
+    """ "2 runs of it do not count"; "" for none."""
+    return "" if count == 0 else "1 run of it does not count" if count == 1 else f"{count} runs of it do not count"
 
 
 def size(octets: int) -> str:

@@ -15,8 +15,11 @@ from discovery_deploy.model import Strict
 from discovery_deploy.report.figures import COLOURS, INK, style, svg
 from discovery_deploy.wan import Pair, PathShape
 
-FEW = 4
-"""Up to so many sites every pair carries its shape; with more only those that differ from most."""
+FEW = 3
+"""Up to so many sites every line carries its shape, if it is short."""
+SHORT = 22
+"""Characters that fit on a line of the picture."""
+MOST_TAGS = 12
 LEGIBLE = 16
 """Up to so many sites the roles stand as text beside a site; with more the legend explains colours."""
 QUIET = "#AAB2BD"
@@ -68,18 +71,17 @@ def picture(sites: Sequence[SiteView], shapes: Mapping[Pair, Sequence[PathShape]
     """
     places = _places([site.name for site in sites])
     many = len(sites) > LEGIBLE
+    inches = 2.4 if many else 1.9 if len(sites) > FEW else 1.5  # per radius of the circle
+    below, above = (min(y for _, y in places.values()) - 0.45, max(y for _, y in places.values()) + 0.45)
     with style():
-        side = 7.2 if many else 5.6 if len(sites) > FEW else 4.6
-        figure = Figure(figsize=(7.4, side if len(sites) > 2 else 1.9))
-        axes = figure.subplots()
+        figure = Figure(figsize=(4.2 * inches, (above - below) * inches))
+        axes = figure.add_axes((0, 0, 1, 1))
         axes.set_axis_off()
-        axes.set_aspect("equal")
-        _edges(axes, places, shapes, len(sites))
+        axes.set_xlim(-2.1, 2.1)
+        axes.set_ylim(below, above)
+        _edges(axes, places, shapes)
         for site in sites:
-            _site(axes, site, places[site.name], many, len(sites))
-        reach = 1.45 if many else 1.5
-        axes.set_xlim(-reach - 0.4, reach + 0.4)
-        axes.set_ylim(*((-0.45, 0.45) if len(sites) <= 2 else (-reach + 0.1, reach - 0.1)))
+            _site(axes, site, places[site.name], many)
         _legend(axes, sites, shapes, many)
         return svg(figure, name, "The sites, the WAN between them, databases and clients")
 
@@ -92,9 +94,10 @@ def _places(names: Sequence[str]) -> dict[str, tuple[float, float]]:
     return {name: (math.cos(angle), math.sin(angle)) for name, angle in zip(names, angles, strict=True)}
 
 
-def _edges(axes: Any, places: Mapping[str, tuple[float, float]], shapes: Mapping[Pair, Sequence[PathShape]],
-           count: int) -> None:  # fmt: skip
-    common = usual(shapes)
+def _edges(axes: Any, places: Mapping[str, tuple[float, float]], shapes: Mapping[Pair, Sequence[PathShape]]) -> None:
+    """Lines between sites. Shapes stand on them when they are few and short; else those that differ have a letter."""
+    common, count = usual(shapes), len(places)
+    tags = edge_tags(shapes, count)
     for (a, b), (there, back) in sorted(pair_texts(shapes).items()):
         differs = (there, back) != (common, common)
         if count > LEGIBLE and not differs:
@@ -102,67 +105,97 @@ def _edges(axes: Any, places: Mapping[str, tuple[float, float]], shapes: Mapping
         (x1, y1), (x2, y2) = places[a], places[b]
         strong = differs and common is not None
         axes.plot([x1, x2], [y1, y2], color=DIFFERENT if strong else QUIET, zorder=1,
-                  linewidth=1.4 if strong or count <= FEW else 0.8, alpha=1.0 if count <= LEGIBLE else 0.5)  # fmt: skip
-        if count <= FEW or (strong and count <= LEGIBLE):
-            text = there if there == back else f"{a} → {b}: {there}\n{b} → {a}: {back}"
+                  linewidth=1.4 if strong or count <= 4 else 0.8, alpha=1.0 if count <= LEGIBLE else 0.5)  # fmt: skip
+        text = there if not tags else tags.get((a, b), "")
+        if text and count <= LEGIBLE:
             along = 0.5 if count <= 3 else 0.38  # diagonals cross in the middle
-            axes.text(x1 + along * (x2 - x1), y1 + along * (y2 - y1), text, ha="center", va="center", fontsize=8,
-                      zorder=2, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})  # fmt: skip
+            axes.text(x1 + along * (x2 - x1), y1 + along * (y2 - y1), text, ha="center", va="center", fontsize=8.5,
+                      zorder=2, fontweight="bold" if tags else "normal",
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5})  # fmt: skip
 
 
-def _site(axes: Any, site: SiteView, place: tuple[float, float], many: bool, count: int) -> None:
+def edge_tags(shapes: Mapping[Pair, Sequence[PathShape]], count: int) -> dict[Pair, str]:
+    """Unordered pair -> the letter that stands on its line; empty when the shapes themselves can stand there."""
+    texts = pair_texts(shapes)
+    common = usual(shapes)
+    if count <= FEW and all(there == back and len(there) <= SHORT for there, back in texts.values()):
+        return {}
+    differ = [pair for pair, (there, back) in sorted(texts.items()) if (there, back) != (common, common)]
+    return dict(zip(differ[:MOST_TAGS], "abcdefghijkl", strict=False)) or {("", ""): ""}
+
+
+def _site(axes: Any, site: SiteView, place: tuple[float, float], many: bool) -> None:
+    """A site's mark, coloured by what it holds, with its name and roles beside it, away from the circle."""
     x, y = place
     face = DATABASE if site.has_database else "white"
     edge = CLIENT if site.has_client else INK
+    ring = 3.2 if site.has_client and not many else 1.6 if many else 1.2
     axes.plot(x, y, "o", markersize=7 if many else 17, markerfacecolor=face, markeredgecolor=edge,
-              markeredgewidth=1.6 if many else 3.2 if site.has_client else 1.2, zorder=3)  # fmt: skip
+              markeredgewidth=ring, zorder=3)  # fmt: skip
     if many:
         angle = math.degrees(math.atan2(y, x))
-        turned = angle if -90 <= angle <= 90 else angle + 180
-        axes.text(1.06 * x, 1.06 * y, site.name, rotation=turned, rotation_mode="anchor", va="center", fontsize=7.5,
-                  ha="left" if -90 <= angle <= 90 else "right")  # fmt: skip
+        right = -90 <= angle <= 90
+        axes.text(1.06 * x, 1.06 * y, site.name, rotation=angle if right else angle + 180, rotation_mode="anchor",
+                  va="center", ha="left" if right else "right", fontsize=8)  # fmt: skip
         return
-    align = "center" if abs(x) < 0.3 and count > 2 else "left" if x > 0 else "right"
-    outward = 0.16 if align != "center" else 0.0
-    dy = 0.0 if align != "center" else math.copysign(0.14, y)
-    below = align != "center" or y < 0
-    name_y = y + dy + (0.0 if align == "center" else 0.05 if site.roles else 0.0)
-    lines = "\n".join(site.roles)
-    if align == "center" and not below and site.roles:
-        name_y += 0.085 * len(site.roles)
-    axes.text(x + math.copysign(outward, x), name_y, site.name, ha=align, fontsize=10, fontweight="bold", zorder=4,
-              va="center" if align != "center" else "top" if y < 0 else "bottom")  # fmt: skip
-    roles_y = name_y - (0.075 if align != "center" else 0.12 if y < 0 else 0.02)
-    axes.text(x + math.copysign(outward, x), roles_y, lines, ha=align, va="top", fontsize=7.8, color="#4A525E",
-              zorder=4)  # fmt: skip
+    roles = "\n".join(site.roles)
+    beside = abs(x) >= 0.3
+    align = "left" if beside and x > 0 else "right" if beside else "center"
+    shift = math.copysign(14, x) if beside else 0
+    if beside:
+        name_y, roles_y, upward = 1, -2, True
+    elif y > 0:
+        name_y, roles_y, upward = 13 + 10 * len(site.roles), 11 + 10 * len(site.roles), True
+    else:
+        name_y, roles_y, upward = -13, -26, False
+    _beside(axes, site.name, place, (shift, name_y), align, "bottom" if upward else "top",
+            fontsize=10.5, fontweight="bold")  # fmt: skip
+    _beside(axes, roles, place, (shift, roles_y), align, "top", fontsize=8, color="#4A525E")
+
+
+def _beside(axes: Any, text: str, place: tuple[float, float], offset: tuple[float, float], align: str, anchor: str,
+            **look: Any) -> None:  # fmt: skip
+    axes.annotate(text, place, xytext=offset, textcoords="offset points", ha=align, va=anchor, zorder=4, **look)
 
 
 def _legend(axes: Any, sites: Sequence[SiteView], shapes: Mapping[Pair, Sequence[PathShape]], many: bool) -> None:
     lines = []
-    common = usual(shapes)
-    if common is not None and len(sites) > FEW:
-        others = any(texts != (common, common) for texts in pair_texts(shapes).values())
-        lines.append(f"every {'other ' if others else ''}pair: {common} one way")
+    common, texts, tags = usual(shapes), pair_texts(shapes), edge_tags(shapes, len(sites))
+    for pair, letter in tags.items():
+        if letter:
+            (a, b), (there, back) = pair, texts[pair]
+            both = f"{a} – {b}: {there}" if there == back else f"{a} → {b}: {there};  {b} → {a}: {back}"
+            lines.append(f"{letter}   {both}")
+    differ = sum(found != (common, common) for found in texts.values())
+    if tags and differ > len(tags):
+        lines.append(f"and {differ - len(tags)} more pairs that differ")
+    if tags and common is not None:
+        lines.append(f"every {'other ' if differ else ''}pair: {common}")
     if many:
         lines.append("blue: holds a database in some setting; orange ring: runs Rally")
     if lines:
-        axes.text(0.5, -0.01, "\n".join(lines), transform=axes.transAxes, ha="center", va="top", fontsize=8.5)
+        axes.text(0.5, 0.0, "\n".join(lines), transform=axes.transAxes, ha="center", va="top", fontsize=8.5,
+                  linespacing=1.5)  # fmt: skip
 
 
-def error_map(errors_s: NDArray[np.float64], bad: NDArray[np.bool_], names: Sequence[str], name: str) -> str:
+def error_map(
+    errors_s: NDArray[np.float64], bad: NDArray[np.bool_], names: Sequence[str], tolerance_s: float, name: str
+) -> str:
     """Largest |measured - asked| RTT of every ordered pair as a heat map; crosses: out of tolerance.
 
     Args:
         errors_s: source x destination, in seconds; NaN where not measured.
         bad: the same shape; whether a pair had a problem.
         names: of the sites, in the order of rows and columns.
+        tolerance_s: the colours reach at least so far, so that a good WAN looks calm.
         name: prefix of ids.
     """
     with style():
         side = 2.2 + 0.085 * len(names)
         figure = Figure(figsize=(side + 1.0, side), layout="constrained")
         axes = figure.subplots()
-        shown = axes.imshow(errors_s * 1e3, cmap="cividis_r", interpolation="none", vmin=0)
+        shown = axes.imshow(errors_s * 1e3, cmap="cividis_r", interpolation="none", vmin=0,
+                            vmax=max(tolerance_s, float(np.nanmax(errors_s, initial=0.0))) * 1e3)  # fmt: skip
         rows, columns = np.nonzero(bad)
         axes.plot(columns, rows, "x", color=DIFFERENT, markersize=4, markeredgewidth=1.2)
         ticks = range(len(names))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import pandas as pd
 from discovery_deploy.model import Experiment
 from discovery_deploy.records import RunRecord
 from discovery_deploy.report.text import NONE, milliseconds, percent
-from discovery_deploy.report.wan_figures import SiteView, error_map, picture, shape_text, usual
+from discovery_deploy.report.wan_figures import LEGIBLE, SiteView, error_map, picture, shape_text, usual
 from discovery_deploy.units import format_rate
 from discovery_deploy.wan import Pair, PairVerdict, PathShape, WanReport, path_shapes
 
@@ -114,65 +114,81 @@ def wan_picture(experiment: Experiment, runs: Sequence[RunRecord]) -> dict[str, 
 
 def setting_matrices(experiment: Experiment, table: pd.DataFrame) -> list[dict[str, Any]]:
     """Asked against measured for each setting, ready to print: a matrix of cells, or a heat map for many sites."""
-    names = [name for name in experiment.site_names if len(experiment.site_names) > 1]
+    names = experiment.site_names
     matrices = []
     for number, (setting, part) in enumerate(table.groupby("setting", sort=False)):
-        pairs = {pair: rows for pair, rows in part.groupby(["source", "destination"], sort=False)}  # noqa: C416
-        errors = part["error_s"].abs()
+        pairs = _by_pair(part)
         view: dict[str, Any] = {
             "setting": setting,
             "verifications": part[["run_id", "when"]].drop_duplicates().shape[0],
-            "worst": milliseconds(errors.max()),
+            "worst": milliseconds(pairs["worst_s"].max()),
             "base": milliseconds(part["base_rtt_s"].median()),
-            "bad_pairs": int(part.loc[part["problems"] != "", ["source", "destination"]].drop_duplicates().shape[0]),
+            "bad_pairs": int(pairs["bad"].sum()),
             "rows": [],
             "svg": None,
+            "wide": len(names) > LEGIBLE,
             "one_way": _one_way_rows(pairs),
         }
         if len(names) <= MATRIX:
-            view["rows"] = [{"source": a, "cells": [_cell(pairs.get((a, b))) for b in names]} for a in names]
+            known = {(row.source, row.destination): row for row in pairs.itertuples()}
+            view["rows"] = [{"source": a, "cells": [_cell(known.get((a, b))) for b in names]} for a in names]
         else:
-            view["svg"] = _map(pairs, names, f"errors{number}")
+            view["svg"] = _map(pairs, names, experiment.network.verify.rtt_tolerance, f"errors{number}")
         matrices.append(view)
     return matrices
 
 
-def _cell(rows: pd.DataFrame | None) -> dict[str, Any]:
+def _by_pair(part: pd.DataFrame) -> pd.DataFrame:
+    """One row per ordered pair over all verifications of a setting."""
+    judged = part.assign(worst_s=part["error_s"].abs(), bad=part["problems"] != "")
+    return (
+        judged.groupby(["source", "destination"], sort=False)
+        .agg(
+            asked_low_s=("asked_rtt_s", "min"),
+            asked_high_s=("asked_rtt_s", "max"),
+            measured_s=("rtt_median_s", "median"),
+            worst_s=("worst_s", "max"),
+            bad=("bad", "any"),
+            asked_loss=("asked_loss", "max"),
+            loss=("loss", "median"),
+            asked_rate_bps=("asked_rate_bps", "max"),
+            rate_bps=("rate_bps", "median"),
+        )
+        .reset_index()
+    )
+
+
+def _cell(row: Any) -> dict[str, Any]:
     """One ordered pair: asked and median measured RTT in ms, the worst error, and whether it had a problem."""
-    if rows is None:
+    if row is None:
         return {"asked": "", "measured": "", "worst": "", "class": "self"}
-    bad = bool((rows["problems"] != "").any())
-    measured = rows["rtt_median_s"].median()
-    kind = "bad" if bad else "good" if math.isfinite(measured) else "unknown"
-    asked = [milliseconds(value) for value in sorted(rows["asked_rtt_s"].unique())]
-    return {"asked": " | ".join(asked), "measured": milliseconds(measured), "class": kind,
-            "worst": milliseconds(rows["error_s"].abs().max())}  # fmt: skip
+    kind = "bad" if row.bad else "good" if math.isfinite(row.measured_s) else "unknown"
+    asked = dict.fromkeys([milliseconds(row.asked_low_s), milliseconds(row.asked_high_s)])
+    return {"asked": " to ".join(asked), "measured": milliseconds(row.measured_s), "class": kind,
+            "worst": milliseconds(row.worst_s)}  # fmt: skip
 
 
-def _map(pairs: Mapping[Any, pd.DataFrame], names: Sequence[str], name: str) -> str:
+def _map(pairs: pd.DataFrame, names: Sequence[str], tolerance_s: float, name: str) -> str:
+    place = {site: index for index, site in enumerate(names)}
     errors = np.full((len(names), len(names)), np.nan)
     bad = np.zeros(errors.shape, dtype=bool)
-    for row, source in enumerate(names):
-        for column, destination in enumerate(names):
-            rows = pairs.get((source, destination))
-            if rows is not None:
-                errors[row, column] = rows["error_s"].abs().max()
-                bad[row, column] = bool((rows["problems"] != "").any())
-    return error_map(errors, bad, names, name)
+    rows, columns = pairs["source"].map(place), pairs["destination"].map(place)
+    errors[rows, columns] = pairs["worst_s"]
+    bad[rows, columns] = pairs["bad"]
+    return error_map(errors, bad, names, tolerance_s, name)
 
 
-def _one_way_rows(pairs: Mapping[Any, pd.DataFrame]) -> list[dict[str, str]]:
+def _one_way_rows(pairs: pd.DataFrame) -> list[dict[str, str]]:
     """Loss and rate per ordered pair, where they were measured."""
-    found = []
-    for (source, destination), rows in pairs.items():
-        if rows["loss"].notna().any() or rows["rate_bps"].notna().any():
-            asked_rate, rate = rows["asked_rate_bps"].max(), rows["rate_bps"].median()
-            found.append({
-                "pair": f"{source} → {destination}",
-                "asked_loss": percent(rows["asked_loss"].max()),
-                "loss": percent(rows["loss"].median()),
-                "asked_rate": format_rate(asked_rate) if math.isfinite(asked_rate) else "not limited",
-                "rate": format_rate(round(rate, -3)) if math.isfinite(rate) else NONE,
-                "class": "bad" if (rows["problems"] != "").any() else "",
-            })  # fmt: skip
-    return found
+    rows: Any = pairs[pairs["loss"].notna() | pairs["rate_bps"].notna()].itertuples()
+    return [
+        {
+            "pair": f"{row.source} → {row.destination}",
+            "asked_loss": percent(row.asked_loss),
+            "loss": percent(row.loss),
+            "asked_rate": format_rate(row.asked_rate_bps) if math.isfinite(row.asked_rate_bps) else "not limited",
+            "rate": format_rate(round(row.rate_bps, -3)) if math.isfinite(row.rate_bps) else NONE,
+            "class": "bad" if row.bad else "",
+        }
+        for row in rows
+    ]
