@@ -25,6 +25,9 @@ from discovery_deploy.wan_uml import RouterError
 SLOTS = 64
 """Experiments that fit on one machine at the same time: slot n has 10.(64+n).0.0/16 and 10.(128+n).0.0/16."""
 
+HOSTS_PER_SITE = 245
+"""Addresses 10 to 254 of the site's network."""
+
 ENVIRONMENTS = "/opt/discovery-deploy"
 """Where hosts see the cache's Python environments, read-only."""
 
@@ -53,6 +56,8 @@ def machine_plan(
         base: unpacked base image.
         environments: directory that hosts see at /opt/discovery-deploy.
         public_key: may log in as root.
+    Raises:
+        TestbedError: a site has more hosts than addresses.
     """
     if not 0 <= slot < SLOTS:
         raise ValueError(f"slot {slot} is not in 0..{SLOTS - 1}")
@@ -82,6 +87,11 @@ def machine_plan(
 def _planned_hosts(experiment: Experiment, slot: int) -> Iterator[dict[str, Any]]:
     number = 0
     for index, site in enumerate(experiment.sites):
+        if len(site.hosts) > HOSTS_PER_SITE:
+            raise TestbedError(
+                f'site "{site.name}" has {len(site.hosts)} hosts; a site of this machine has {HOSTS_PER_SITE} addresses',
+                "Spread them over more sites.",
+            )
         for place, host in enumerate(site.hosts):
             yield {
                 "name": host.name, "site": site.name, "namespace": f"dd{slot}-{host.name}", "system": True,
