@@ -89,7 +89,7 @@ def _planned_hosts(experiment: Experiment, slot: int) -> Iterator[dict[str, Any]
     for index, site in enumerate(experiment.sites):
         if len(site.hosts) > HOSTS_PER_SITE:
             raise TestbedError(
-                f'site "{site.name}" has {len(site.hosts)} hosts; a site of this machine has {HOSTS_PER_SITE} addresses',
+                f'site "{site.name}" has {len(site.hosts)} hosts; a site of `local` has {HOSTS_PER_SITE} addresses',
                 "Spread them over more sites.",
             )
         for place, host in enumerate(site.hosts):
