@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from discovery_deploy import opening, rally, stats, wan
+from discovery_deploy import opening, rally, wan
 from discovery_deploy.campaign import Setting
 from discovery_deploy.driver import Driver
 from discovery_deploy.errors import ExperimentError, MeasurementError, StateError
@@ -16,7 +16,6 @@ from discovery_deploy.providers import provider_named
 from discovery_deploy.providers.base import Lease
 from discovery_deploy.records import RunRecord
 from discovery_deploy.remote import Remote
-from discovery_deploy.report import text
 from discovery_deploy.testbed import Announcer
 from discovery_deploy.testbed import release as release_experiment
 from discovery_deploy.workspace import Workspace
@@ -83,6 +82,9 @@ def raise_on_problems(report: wan.WanReport) -> None:
 
 def summary(driver: Driver) -> str:
     """Medians of whole iterations, and what a round trip costs, for a terminal."""
+    from discovery_deploy import stats  # late: statistics take a second to load
+    from discovery_deploy.report import text
+
     records = driver.records()
     table = stats.with_other(driver.iterations(records).to_pandas())
     rows = [("scenario", "setting", "from", "median", "failed", "iterations")]
@@ -163,7 +165,8 @@ def ssh(workspace: Workspace, host: str, command: Sequence[str]) -> None:
     names = [known.name for known in lease.hosts] if lease else []
     if host not in names:
         raise StateError(f'no host "{host}"; hosts: {", ".join(names) or "none are reserved"}', "See `status`.")
-    _take_over(Remote(workspace.ssh_config).arguments(host, command))
+    # As ssh does it: the words are joined, and the host's shell reads them.
+    _take_over([*Remote(workspace.ssh_config).arguments(host, ()), *command])
 
 
 def openstack(workspace: Workspace, site: str, arguments: Sequence[str]) -> None:

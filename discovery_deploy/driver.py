@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 from execo_engine import ParamSweeper
 
-from discovery_deploy import __version__, bench, campaign, rally, report, variables, wan
+from discovery_deploy import __version__, bench, campaign, rally, variables, wan
 from discovery_deploy.campaign import Run, Setting
 from discovery_deploy.errors import MeasurementError
 from discovery_deploy.model import Scenario
@@ -237,6 +237,8 @@ class Driver:
 
     def report(self) -> Path:
         """Write the report from all records that are there. Returns the path of the HTML file."""
+        from discovery_deploy import report  # late: figures and statistics take a second to load
+
         self.announce.phase("report", "")
         started = time.monotonic()
         records = self.records()
