@@ -245,9 +245,8 @@ def fit_row(
         "round_trips": text.count_of(fit.round_trips),
         "interval": text.count_range(fit.round_trips_low, fit.round_trips_high),
         "r2": text.NONE if fit.r2 is None else f"{max(fit.r2, 0.0):.3f}",
-        "levels": "; ".join(f"{text.milliseconds(level.rtt_s)} ms: {text.seconds(level.median_s)} (n = {level.count})"
-                            for level in fit.levels),
-                "counted": counted(fit, experiment, runs, template),
+        "levels": text.levels(fit) if fit.atomic_action == TOTAL or len(fit.levels) <= 3 else "",
+        "counted": counted(fit, experiment, runs, template),
     }  # fmt: skip
 
 

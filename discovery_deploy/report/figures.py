@@ -16,7 +16,9 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from discovery_deploy.rally import OTHER, TOTAL
 from discovery_deploy.report.text import BESIDE, action_name, count_of, seconds
@@ -164,7 +166,7 @@ def _stack_legend(figure: Figure, actions: Sequence[str], colours: dict[str, tup
         Patch(facecolor=colours[action][0], hatch=colours[action][1], edgecolor="white", label=action_name(action))
         for action in actions
     ]
-    handles.append(mpl.lines.Line2D([], [], color="black", marker="D", markersize=3, linewidth=1,
+    handles.append(Line2D([], [], color="black", marker="D", markersize=3, linewidth=1,
                                     label="whole iteration, 95 % CI"))  # fmt: skip
     columns = min(5, len(handles))
     figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.02, 1.0), ncols=columns, columnspacing=1.2,
@@ -209,8 +211,12 @@ def _distribution_axes(axes: Any, title: str, durations: pd.Series) -> None:
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("share of iterations")
     wide = durations.min() > 0 and durations.max() / durations.min() > 3
-    axes.set_xscale("log" if wide else "linear")
-    if not wide:
+    if wide:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
         axes.set_xlim(left=0)
     axes.set_xlabel("duration of an iteration (s" + (", logarithmic)" if wide else ")"))
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0) if not title else None, fontsize=7.5)

@@ -118,6 +118,12 @@ def against(fit: Fit) -> str:
     return "RTT to the database" if fit.against == "database" else "RTT that a commit waits for"
 
 
+def levels(fit: Fit) -> str:
+    """The points of a fit: "0.3 ms: 917 ms (20); 50.3 ms: 4.04 s (20)"."""
+    points = [f"{milliseconds(level.rtt_s)} ms: {seconds(level.median_s)} ({level.count})" for level in fit.levels]
+    return "; ".join(points)
+
+
 def linearity(fits: Sequence[Fit]) -> str:
     """What can be said about the lines themselves."""
     tested = [fit for fit in fits if fit.largest_residual_s is not None]

@@ -246,3 +246,17 @@ def test_the_table_is_typed_and_keeps_runs_that_do_not_count(run: RunRecord) -> 
     assert table.column("valid").to_pylist() == [True] * 9 + [False] * 9
     assert table.schema.field("started_at").type == pa.timestamp("us", tz="UTC")
     assert rally.table([], factors).num_rows == 0
+
+
+def test_the_document_has_the_counts_of_the_templates(tasks: dict[str, rally.TaskTemplate]) -> None:
+    document = (Path(__file__).parents[2] / "docs" / "measuring-keystone.md").read_text()
+    for template in tasks.values():
+        for action in template.atomic_actions:
+            counts = [action.database_requests.get(cache, "grows") for cache in ("memcached", "none")]
+            cells = [
+                template.name.split("/")[1],
+                action.name.removeprefix("keystone_v3."),
+                *counts,
+                action.write_commits,
+            ]
+            assert f"| {' | '.join(map(str, cells))} |" in document

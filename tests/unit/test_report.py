@@ -291,6 +291,21 @@ def test_every_iteration_failed(small: Campaign) -> None:
     assert not re.search(r"\bnan\b", page, flags=re.IGNORECASE)
 
 
+def test_a_high_load_is_shown_site_by_site() -> None:
+    made = campaign(load="high", bench_site=None, tasks=("keystone/create_and_list_users",), times=8)
+    files = files_of(made)
+    page = prose(files["report.html"])
+    assert "high, from paris, nantes, lyon" in page
+    assert "With mariadb@nantes, from lyon:" in page
+    assert "mariadb@nantes, from nantes: no fit, because the client sits beside the only database" in page
+    assert "mariadb@nantes, from paris: no fit, because its valid runs have one round-trip time only" in page
+    summary = pd.read_csv(io.BytesIO(files["summary.csv"]))
+    beside = summary[summary["beside_only_database"]]
+    assert set(beside["site"]) == {"nantes"}
+    assert set(beside["setting"]) == {"mariadb@nantes, 0 ms", "mariadb@nantes, 25 ms"}
+    assert "mariadb@nantes, 0 ms · paris" in files["report.html"].decode()
+
+
 def test_a_single_setting_and_no_factors() -> None:
     made = campaign(backends=({"type": "galera"},), delays_s=(0.025,), tasks=("keystone/create_and_list_users",))
     page = prose(files_of(made)["report.html"])
