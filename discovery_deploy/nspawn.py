@@ -33,6 +33,17 @@ _FIRST_BOOT_S = 60.0
 _BOOT_S_PER_HOST = 4.0
 _LOG_LINES = 12
 
+_UNWANTED = (
+    # The machine's own debugging and huge pages are not for its hosts, nor are its kernel modules.
+    "sys-kernel-debug.mount", "sys-kernel-tracing.mount", "dev-hugepages.mount", "sys-fs-fuse-connections.mount",
+    *(f"modprobe@{name}.service" for name in ("configfs", "dm_mod", "drm", "efi_pstore", "fuse", "loop")),
+    # Users come with packages; nobody counts logins; there is no disk, no device and no password to ask for.
+    "systemd-sysusers.service", "systemd-update-utmp.service", "systemd-update-utmp-runlevel.service",
+    "systemd-tmpfiles-setup-dev.service", "systemd-random-seed.service", "systemd-remount-fs.service",
+    "dev-mqueue.mount", "systemd-ask-password-wall.path", "systemd-ask-password-console.path",
+)  # fmt: skip
+"""Units that hosts do without: a start takes 0.21-0.26 s of CPU instead of 0.28-0.33 (measured in turns)."""
+
 _SSHD = """\
 HostKey /etc/ssh/ssh_host_ed25519_key
 PasswordAuthentication no
@@ -152,6 +163,7 @@ def _nspawn(plan: Plan, host: Host) -> list[str]:
         f"--machine={host['namespace']}", f"--hostname={host['name']}",
         f"--network-namespace-path=/run/netns/{host['namespace']}", "--capability=all", "--console=pipe",
         "--resolv-conf=off", "--timezone=off", "--link-journal=no", *binds,
+        *(f"systemd.mask={unit}" for unit in _UNWANTED),
     ]  # fmt: skip
 
 
