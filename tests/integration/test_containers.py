@@ -143,7 +143,7 @@ def test_a_name_without_a_namespace_is_mended(plan: Plan) -> None:
     namespace = plan["hosts"][0]["namespace"]
     machine.run("ip", "netns", "del", namespace)
     (machine.NAMESPACES / namespace).touch()  # what a killed `ip netns add` leaves
-    assert containers.status(plan)["paris-1"]["why"] == f"namespace {namespace} is gone"
+    assert containers.status(plan)["paris-1"]["state"] == "dead"
     containers.up(plan)
     assert containers.status(plan)["paris-1"]["state"] == "running"
 
