@@ -226,9 +226,11 @@ class UmlRouter:
         self.execute("true", ANSWER_LIMIT_S)
 
     def log(self) -> str:
-        """The last lines that the router's kernel or its first process printed."""
+        """The last lines that the router's kernel or its first process printed, without what follows a panic."""
         path = self.directory / "uml.log"
-        lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+        text = path.read_text(errors="replace") if path.exists() else ""
+        before, panic, after = text.partition("Kernel panic")
+        lines = (before + panic + after.partition("\n")[0] if panic else text).splitlines()
         return "\n    ".join([line.strip() for line in lines if line.strip()][-8:]) or "(its log is empty)"
 
     def _dead(self, what: str) -> RouterError:

@@ -1,0 +1,208 @@
+"""What any WAN router must do, whatever it runs in. A noisy machine may spoil a measurement: each gets three."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from discovery_deploy import measure, probe, wan_router
+from discovery_deploy.model import Network, Verify
+from discovery_deploy.wan import Pair, PathShape, asked_rtt_s, path_shapes, tc_changes
+from tests.integration.wan_bed import Wan
+
+MEASUREMENTS = 3
+TOLERANCE_S = 0.0005
+
+
+def network(**fields: Any) -> Network:
+    return Network.model_validate(fields)
+
+
+def until_good(attempt: Callable[[], dict[Any, Any]]) -> None:
+    """Repeat a measurement that returns what is wrong, until nothing is."""
+    wrong: list[dict[Any, Any]] = []
+    for _ in range(MEASUREMENTS):
+        wrong.append(attempt())
+        if not wrong[-1]:
+            return
+    raise AssertionError(wrong)
+
+
+def wrong_rtts(wan: Wan, shapes: dict[Pair, PathShape]) -> dict[Pair, float]:
+    """Pairs whose median RTT is not twice the delay plus the testbed's own, with their errors in seconds."""
+    measured = measure.measure(wan.run, wan.points, shapes, Verify())
+    assert measured.probe_scheduling == "fifo"
+    assert 0 < measured.base_rtt_s < 0.002
+    errors_s = {}
+    for pair, m in measured.pairs.items():
+        assert m.rtt_median_s is not None
+        errors_s[pair] = m.rtt_median_s - measured.base_rtt_s - asked_rtt_s(shapes, pair)
+    return {pair: error_s for pair, error_s in errors_s.items() if abs(error_s) > TOLERANCE_S}
+
+
+def every_round_trip_is_twice_the_delay(wan: Wan, delay: str) -> None:
+    shapes = wan.shape(network(default={"delay": delay}))
+    assert wan.readback(shapes) == ()
+    until_good(lambda: wrong_rtts(wan, shapes))
+
+
+def every_pair_may_have_its_own_delay(wan: Wan) -> None:
+    constraints = [
+        {"between": [a, b], "delay": f"{3 * i + 7 * j} ms"}
+        for i, a in enumerate(wan.names)
+        for j, b in enumerate(wan.names)
+        if i < j
+    ]
+    shapes = wan.shape(network(constraints=constraints))
+    assert wan.readback(shapes) == ()
+    until_good(lambda: wrong_rtts(wan, shapes))
+
+
+def each_direction_has_its_own_delay(wan: Wan) -> None:
+    a, b, c = wan.names[:3]
+    shapes = wan.shape(
+        network(
+            default={"delay": "2 ms"},
+            constraints=[
+                {"from": a, "to": b, "delay": "5 ms"},
+                {"from": b, "to": a, "delay": "40 ms"},
+                {"from": c, "to": a, "delay": "15 ms"},
+            ],
+        )
+    )
+
+    def wrong() -> dict[Pair, Any]:
+        verify = Verify(measure=("loss",))
+        measured = measure.measure(wan.run, wan.points, shapes, verify, shared_clock=True)
+        delays_s = {pair: m.one_way_median_s for pair, m in measured.pairs.items()}
+        return {
+            pair: delay_s
+            for pair, delay_s in delays_s.items()
+            if delay_s is None or abs(delay_s - shapes[pair].delay_s) > TOLERANCE_S
+        }
+
+    until_good(lambda: wrong_rtts(wan, shapes))
+    until_good(wrong)
+
+
+def loss_and_rate_are_as_asked_and_only_there(wan: Wan) -> None:
+    a, b, c = wan.names[:3]
+    shapes = wan.shape(
+        network(
+            default={"delay": "5 ms"},
+            constraints=[
+                {"from": a, "to": b, "loss": "5 %", "rate": "20 Mbit/s"},
+                {"from": b, "to": c, "rate": "20 Mbit/s"},
+                {"from": c, "to": b, "loss": "5 %"},
+            ],
+        )
+    )
+    assert wan.readback(shapes) == ()
+    verify = Verify(measure=("loss", "rate"))
+
+    def wrong() -> dict[Pair, Any]:
+        found = {}
+        for pair, m in measure.measure(wan.run, wan.points, shapes, verify).pairs.items():
+            asked = shapes[pair]
+            # 1900 datagrams: 1.5 % are three standard deviations of a loss of 5 %
+            good = m.loss is not None and abs(m.loss - asked.loss) < (0.015 if asked.loss else 0.001)
+            if asked.rate_bps is None:
+                good = good and m.rate_bps is None
+            else:
+                good = good and m.rate_bps is not None and abs(m.rate_bps / asked.rate_bps - 1) < 0.02
+            if not good:
+                found[pair] = m
+        return found
+
+    until_good(wrong)
+
+
+def echoes(wan: Wan, source: str, destination: str, count: int, interval_s: float) -> dict[str, Any]:
+    """What a steady ping of one pair gets."""
+    spec = {
+        "task": "rtt",
+        "destinations": [wan.address(destination)],
+        "count": count,
+        "interval_s": interval_s,
+        "warmup": 3,
+        "wait_s": 2.0,
+    }
+    command = ["python3", "-I", "-S", "-", json.dumps(spec)]
+    answer = json.loads(wan.run(f"{source}-1", command, Path(probe.__file__).read_text(), 60))
+    result: dict[str, Any] = answer["results"][wan.address(destination)]
+    return result
+
+
+def a_change_loses_no_packet(wan: Wan) -> None:
+    """A ping each 5 ms, while delays, jitter, rates and queues change under it."""
+    a, b = wan.names[:2]
+    old = wan.shape(network(default={"delay": "10 ms"}))
+    settings = [
+        network(default={"delay": "40 ms"}),
+        network(default={"delay": "1 ms", "rate": "20 Mbit/s"}),
+        network(default={"delay": "25 ms", "jitter": "5 ms"}),
+        network(default={"delay": "150 ms", "rate": "100 Mbit/s"}),
+        network(default={"delay": "0 ms"}),
+    ]
+    result: dict[str, Any] = {}
+    pinging = threading.Thread(target=lambda: result.update(echoes(wan, a, b, 400, 0.005)))
+    pinging.start()
+    pinging.join(0.7)
+    for setting in settings:
+        assert pinging.is_alive(), "the changes must come while echoes are sent"
+        new = path_shapes(setting, wan.names)
+        wan_router.apply(wan.plan, tc_changes(old, new, wan.devices))
+        old = new
+        pinging.join(0.15)
+    assert pinging.is_alive(), "the changes must come while echoes are sent"
+    pinging.join()
+    assert (result["sent"], result["received"], result["duplicates"], result["unsent"]) == (400, 400, 0, 0)
+    assert result["max_s"] > 0.25, "some echoes must have seen 150 ms each way"
+    assert wan.readback(old) == ()
+
+
+def readback_sees(wan: Wan, command: str, message: str) -> None:
+    """A router that was changed by hand, with a shell command in it, is caught."""
+    shapes = wan.shape(network(default={"delay": "25 ms", "loss": "1 %", "rate": "50 Mbit/s"}))
+    assert wan.readback(shapes) == ()
+    wan_router.run(wan.plan, command.format(**wan.subnets))
+    problems = wan.readback(shapes)
+    assert any(message.format(**wan.subnets) in problem for problem in problems), problems
+    assert len(problems) <= 2, problems
+
+
+SABOTAGE = {
+    "delay": (
+        "tc qdisc change dev vec1 parent 1:10 handle 10: netem delay 26ms loss 1% limit 1104",
+        "ares -> brest (vec1): delay asked 25 ms, tc shows 26 ms",
+    ),
+    "loss": (
+        "tc qdisc change dev vec1 parent 1:10 handle 10: netem delay 25ms limit 1104",
+        "ares -> brest (vec1): loss asked 1 %, tc shows 0 %",
+    ),
+    "limit": (
+        "tc qdisc change dev vec1 parent 1:10 handle 10: netem delay 25ms loss 1%",
+        "ares -> brest (vec1): queue asked 1104 packets, tc shows 1000",
+    ),
+    "corruption": (
+        "tc qdisc change dev vec1 parent 1:10 handle 10: netem delay 25ms loss 1% limit 1104 corrupt 1%",
+        "ares -> brest (vec1): netem also has corrupt",
+    ),
+    "rate": (
+        "tc class change dev vec1 parent 1: classid 1:10 htb rate 40mbit quantum 20000",
+        "ares -> brest (vec1): rate asked 50 Mbit/s, tc shows 40 Mbit/s",
+    ),
+    "filters": (
+        "tc filter del dev vec1 parent 1:",
+        "ares -> brest (vec1): packets from {ares} should go to class 1:10, tc shows []",
+    ),
+    "a filter before ours": (
+        "tc filter add dev vec1 parent 1: protocol ip prio 0 u32 match ip src {ares} flowid 1:12",
+        "cork -> brest (vec1): packets from {cork} should go to class 1:12, tc shows",
+    ),
+    "no program": ("tc qdisc del dev vec1 root", "vec1 towards brest: no htb of ours at the root"),
+}
+"""What is broken by hand on three sites -> command in the router, and what readback must say ({site}: its network)."""
