@@ -89,7 +89,9 @@ class Shape(Strict):
         None, description="One-way delay, at most 60 s; the round trip gets that of both ways."
     )
     jitter: Duration | None = Field(
-        None, description="Standard variation of the one-way delay (netem's jitter), at most 60 s."
+        None,
+        description="Largest deviation from the delay: uniform within +- jitter (netem's), at most 60 s; "
+        "packets overtake each other.",
     )
     loss: Ratio | None = Field(None, description="Share of packets lost, one way.")
     rate: Rate | None = Field(None, description="Rate limit, one way; at least 1 kbit/s.")
