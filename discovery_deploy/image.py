@@ -84,7 +84,8 @@ def base_image(cache: Path, progress: Progress) -> Path:
 
     def bake(tree: Path) -> None:
         progress("baking the base image (about half a minute, once)")
-        log = images / f"{image_hash()}.log"
+        log = cache / "logs" / f"image-{image_hash()}.log"
+        log.parent.mkdir(exist_ok=True)
         command = contained(bake_command(tree, apt_sources(), apt_acquire_options()))
         run_logged(command, log, "the bake of the base image", steps(r"^I: (installing|extracting|down).*", progress))
 

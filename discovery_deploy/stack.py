@@ -14,6 +14,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from discovery_deploy.data import data_directory
@@ -23,12 +24,15 @@ from discovery_deploy.model import Strict
 
 __all__ = [
     "Environment",
+    "Environments",
     "base_image",
     "cache_directory",
     "database_hash",
     "database_seed",
     "environment_hash",
+    "environments",
     "image_hash",
+    "inputs",
     "openstack_environment",
     "rally_environment",
 ]
@@ -48,26 +52,50 @@ INDEX_VARIABLES = re.compile(
 """Environment variables that say how this machine reaches its package index; builds get them, hosts do not."""
 
 BUILD_ENVIRONMENT = """\
-uv venv --quiet --allow-existing --no-python-downloads --python {python} "$PREFIX"
+uv venv --quiet --allow-existing --no-python-downloads --python @python@ "$PREFIX"
 uv pip install --require-hashes --no-build --no-deps --link-mode copy --compile-bytecode \
     --python "$PREFIX/bin/python" --requirement "$LOCK"
 find "$PREFIX" -name '*.pyc' -print -quit | grep -q .
 """
 
-# The seed: an empty Keystone as its own tools make it, without this machine's names and without a usable password.
+# Rally's own tools make its database, with marks in place of what differs from site to site.
+BUILD_RALLY = """\
+mkdir -p "$PREFIX/share/discovery-deploy"
+printf '[database]\nconnection = sqlite:///%s/share/discovery-deploy/rally.db\n' "$PREFIX" > /run/rally.conf
+cat > /run/spec.json <<END
+{"existing@openstack": {
+  "auth_url": "@auth_url@", "region_name": "@region_name@", "endpoint_type": "public", "https_insecure": false,
+  "admin": {"username": "admin", "password": "@password@", "project_name": "admin",
+            "user_domain_name": "Default", "project_domain_name": "Default"}}}
+END
+echo "I: making Rally's database"
+"$PREFIX/bin/rally" --config-file /run/rally.conf db create
+"$PREFIX/bin/rally" --config-file /run/rally.conf env create --name site --spec /run/spec.json --no-use
+"""
+BUILDS = {"openstack": BUILD_ENVIRONMENT, "rally": BUILD_ENVIRONMENT + BUILD_RALLY}
+
+# The seed: an empty Keystone as its own tools make it, without this machine's names and without a usable password. At
+# last it has been a Galera cluster of one, so that its state has a number: members that start from it need no transfer.
 BUILD_DATABASE = r"""
-mkdir -p /run/mysqld && chown mysql: /run/mysqld
+mkdir -p /run/mysqld /run/keys && chown mysql: /run/mysqld
 mariadb-install-db --user=mysql --datadir=/var/lib/mysql --skip-test-db > /dev/null
-mariadbd --no-defaults --user=mysql --datadir=/var/lib/mysql --socket=/run/mysqld/seed.sock --skip-networking \
-    --innodb-fast-shutdown=0 --innodb-log-file-size=48M --innodb-flush-log-at-trx-commit=0 \
-    --innodb-autoextend-increment=1 \
-    --character-set-server=utf8mb3 --collation-server=utf8mb3_general_ci &
-server=$!
+serve() {
+    # no network: nothing but us can reach it, and its ports are its own
+    unshare --net sh -c 'ip link set lo up; exec "$@"' - mariadbd --no-defaults --user=mysql --datadir=/var/lib/mysql \
+        --socket=/run/mysqld/seed.sock --innodb-fast-shutdown=0 --innodb-log-file-size=48M \
+        --innodb-flush-log-at-trx-commit=0 --innodb-autoextend-increment=1 \
+        --character-set-server=utf8mb3 --collation-server=utf8mb3_general_ci "$@" &
+    server=$!
+    for _ in $(seq 300); do sql -e 'SELECT 1' > /dev/null 2>&1 && return; kill -0 $server; sleep 0.1; done
+    return 1
+}
 sql() { mariadb --socket=/run/mysqld/seed.sock "$@"; }
-for _ in $(seq 300); do sql -e 'SELECT 1' > /dev/null 2>&1 && break; kill -0 $server; sleep 0.1; done
+end() { mariadb-admin --socket=/run/mysqld/seed.sock shutdown; wait $server; }
+
 echo "I: making Keystone's tables"
+serve --skip-networking
 sql -e "CREATE DATABASE keystone; GRANT ALL ON keystone.* TO seed@localhost IDENTIFIED BY 'seed'"
-mkdir /run/keys && head -c 32 /dev/urandom | base64 | tr '+/' '-_' > /run/keys/0
+head -c 32 /dev/urandom | base64 | tr '+/' '-_' > /run/keys/0
 cat > /run/seed.conf <<END
 [DEFAULT]
 use_stderr = true
@@ -82,13 +110,19 @@ key_repository = /run/keys
 END
 "$OPENSTACK/bin/keystone-manage" --config-file /run/seed.conf db_sync
 echo "I: bootstrapping Keystone"
-OS_BOOTSTRAP_PASSWORD=$(tr -dc a-z0-9 < /dev/urandom | head -c 32) "$OPENSTACK/bin/keystone-manage" \
+OS_BOOTSTRAP_PASSWORD=$(head -c 32 /run/keys/0) "$OPENSTACK/bin/keystone-manage" \
     --config-file /run/seed.conf bootstrap --bootstrap-service-name keystone
 sql keystone -e "UPDATE password SET password_hash = '*'; DROP USER seed@localhost"
 sql -NBe 'SELECT VERSION()' > "$PREFIX/version"
-mariadb-admin --socket=/run/mysqld/seed.sock shutdown
-wait $server
-rm -f /var/lib/mysql/{ib_buffer_pool,*.err,*.pid}
+end
+
+serve --wsrep-on=ON --wsrep-provider=/usr/lib/galera/libgalera_smm.so --wsrep-new-cluster --wsrep-cluster-name=seed \
+    --wsrep-cluster-address=gcomm://127.0.0.1 --wsrep-node-address=127.0.0.1 --bind-address=127.0.0.1 \
+    --binlog-format=ROW
+sql -NBe "SHOW STATUS LIKE 'wsrep_local_state_comment'" | grep -q Synced
+end
+grep -q '^seqno: *[1-9]' /var/lib/mysql/grastate.dat
+rm -f /var/lib/mysql/{ib_buffer_pool,galera.cache,gvwstate.dat,*.err,*.pid}
 cp -a --sparse=always /var/lib/mysql "$PREFIX/datadir"
 """
 
@@ -106,6 +140,48 @@ class Environment(Strict):
     def path(self) -> str:
         """Its directory on hosts."""
         return str(HOST_DIRECTORY / self.name)
+
+
+class Environments(Strict):
+    """All that hosts of one release see."""
+
+    openstack: Environment
+    rally: Environment
+    database: Environment
+
+
+def environments(cache: Path, image: Path, release: str, progress: Progress) -> Environments:
+    """All environments of a release; those that are not cached are built, what does not need another at the same time.
+
+    Raises:
+        TestbedError: as `openstack_environment`.
+    """
+    with ThreadPoolExecutor(2) as pool:
+        rally = pool.submit(rally_environment, cache, image, progress)
+        openstack = openstack_environment(cache, image, release, progress)
+        database = database_seed(cache, image, openstack, progress)
+        return Environments(openstack=openstack, rally=rally.result(), database=database)
+
+
+def inputs(release: str) -> dict[str, str]:
+    """Hashes of all that prepare and deploy use besides the experiment: `image`, `openstack`, `rally`, `playbooks`.
+
+    Known without building anything.
+    """
+    image = image_hash()
+    openstack = environment_hash("openstack", image, release)
+    return {
+        "image": image,
+        "openstack": digest(openstack, database_hash(image, openstack)),
+        "rally": environment_hash("rally", image),
+        "playbooks": playbooks_hash(data_directory("playbooks")),
+    }
+
+
+def playbooks_hash(directory: Path) -> str:
+    """Hash of the playbooks, roles and plugins in a directory."""
+    files = sorted(path for path in directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return digest(*((str(path.relative_to(directory)), path.read_text(encoding="utf-8")) for path in files))
 
 
 def cache_directory() -> Path:
@@ -162,7 +238,7 @@ def environment_hash(kind: str, image: str, release: str = "") -> str:
         image: hash of the base image.
         release: OpenStack release; empty for Rally.
     """
-    return digest(RECIPE, kind, image, BUILD_ENVIRONMENT, lock_text(f"{kind}-{release}" if release else kind))
+    return digest(RECIPE, kind, image, BUILDS[kind], lock_text(f"{kind}-{release}" if release else kind))
 
 
 def database_hash(image: str, openstack: str) -> str:
@@ -185,7 +261,7 @@ def lock_versions(text: str) -> dict[str, str]:
 
 
 def _python_environment(cache: Path, image: Path, kind: str, lock: str, progress: Progress) -> Environment:
-    hash_ = digest(RECIPE, kind, image.name, BUILD_ENVIRONMENT, lock)
+    hash_ = digest(RECIPE, kind, image.name, BUILDS[kind], lock)
     target = cache / "environments" / f"{kind}-{hash_}"
 
     def build(partial: Path) -> None:
@@ -202,7 +278,7 @@ def _python_environment(cache: Path, image: Path, kind: str, lock: str, progress
             "LOCK": f"{HOST_DIRECTORY / target.name}/lock.txt",
         }
         binds = {uv_program(): Path("/usr/local/bin/uv"), downloads: Path("/run/downloads")}
-        script = BUILD_ENVIRONMENT.format(python=HOST_PYTHON)
+        script = BUILDS[kind].replace("@python@", HOST_PYTHON)
         _build(cache, image, partial, target.name, script, variables, binds, progress)
 
     made_once(target, build, f"the {kind} environment", progress)
@@ -289,7 +365,9 @@ def _build(
             if line.startswith(("I: ", "Installed ", "Prepared ", "Bytecode compiled ")):
                 progress(line.removeprefix("I: "))
 
-        run_logged(command, cache / "environments" / f"{name}.log", f"the build of {name}", step, environment)
+        logs = cache / "logs"
+        logs.mkdir(exist_ok=True)
+        run_logged(command, logs / f"{name}.log", f"the build of {name}", step, environment)
     (partial / "built.json").write_text(json.dumps({"image": image.name}) + "\n", encoding="utf-8")
 
 

@@ -1,0 +1,269 @@
+"""Runs one of our playbooks: watched, with a time limit, and with errors that name host, role, task and log.
+
+Ansible is this environment's own (ansible-core 2.17), set up by environment variables alone; mitogen's strategy when
+it is installed, unless DISCOVERY_DEPLOY_ANSIBLE=plain.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from discovery_deploy.data import data_directory
+from discovery_deploy.errors import PlaybookError
+from discovery_deploy.inventory import with_variables
+from discovery_deploy.variables import Variables
+
+Progress = Callable[[str], None]
+
+LIMIT_S = 900.0
+SILENCE_S = 300.0
+"""No event for so long means that a task hangs; tasks that wait have shorter limits of their own."""
+POLL_S = 0.05
+GRACE_S = 5.0
+KEPT_LINES = 15
+
+
+@dataclass
+class Watch:
+    """What is known of a running playbook, from its events."""
+
+    play_hosts: tuple[str, ...] = ()
+    task: str = ""
+    task_at: float = 0.0
+    answered: set[str] = field(default_factory=set)
+    failures: list[tuple[str, str, str, str]] = field(default_factory=list)
+    """(host, task, status, message)"""
+    seconds: dict[str, float] = field(default_factory=dict)
+    reports: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def take(self, event: Mapping[str, Any]) -> None:
+        """Account for one event."""
+        kind = event["event"]
+        if kind in ("play", "task", "end") and self.task:
+            self.seconds[self.task] = round(self.seconds.get(self.task, 0.0) + event["at"] - self.task_at, 3)
+            self.task = ""
+        if kind == "play":
+            self.play_hosts = tuple(event["hosts"])
+        elif kind == "task":
+            self.task, self.task_at, self.answered = event["name"], event["at"], set()
+        elif kind == "report":
+            self.reports.setdefault(event["host"], []).append(event["content"])
+        elif kind == "result":
+            self.answered.add(event["host"])
+            if event["status"] in ("failed", "unreachable"):
+                self.failures.append((event["host"], self.task, event["status"], event["message"]))
+
+    def silent_hosts(self) -> list[str]:
+        """Hosts of the present play that have not answered to the present task."""
+        return [host for host in self.play_hosts if host not in self.answered]
+
+
+@dataclass(frozen=True)
+class PlaybookResult:
+    """What a playbook that ended well gave."""
+
+    reports: dict[str, list[dict[str, Any]]]
+    """Host -> what modules reported from it, in order."""
+    task_seconds: dict[str, float]
+    """Role and task -> seconds."""
+
+
+def run_playbook(
+    name: str,
+    inventory: Mapping[str, Any],
+    variables: Variables,
+    logs: Path,
+    progress: Progress,
+    limit_s: float = LIMIT_S,
+    silence_s: float = SILENCE_S,
+    playbooks: Path | None = None,
+) -> PlaybookResult:
+    """Run `playbooks/<name>.yml` to its end.
+
+    Args:
+        name: of the playbook, e.g. "deploy".
+        inventory: from `inventory.inventory`.
+        variables: from `variables.variables`; they reach Ansible in a file of mode 0600 that is removed afterwards.
+        logs: directory for `<name>.log` and `<name>.events.jsonl`; both get mode 0600.
+        progress: takes one short line per task.
+        limit_s: the playbook is stopped after so many seconds.
+        silence_s: it is also stopped when a task gives no result for so long.
+        playbooks: directory of the playbooks; default: the package's own.
+    Raises:
+        PlaybookError: a task failed, a host was lost, or a limit was reached; hosts, tasks and the log are named.
+    """
+    playbooks = playbooks or data_directory("playbooks")
+    events, log = logs / f"{name}.events.jsonl", logs / f"{name}.log"
+    whole = with_variables(dict(inventory), variables)
+    with (
+        tempfile.TemporaryDirectory(prefix="discovery-deploy-") as scratch,
+        _private(log, "a") as output,
+        _private(events, "w"),
+    ):
+        hosts = Path(scratch) / "inventory.json"
+        with _private(hosts, "w") as stream:
+            json.dump(whole, stream)
+        (Path(scratch) / "ansible.cfg").touch()  # the user's own does not count
+        environment = ansible_environment(playbooks, Path(scratch), events, len(whole["all"]["hosts"]))
+        output.write(f"# {name}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
+        output.flush()
+        # With the driver it dies: nobody would read its events, and the next driver runs it again.
+        command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "ansible", "playbook", "-i", str(hosts)]
+        process = subprocess.Popen(
+            [*command, str(playbooks / f"{name}.yml")],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+        )  # fmt: skip
+        watch = _follow(process, events, name, progress, limit_s, silence_s, log)
+    if process.returncode or watch.failures:
+        raise PlaybookError(*failure_text(name, watch, log, process.returncode))
+    return PlaybookResult(reports=watch.reports, task_seconds=watch.seconds)
+
+
+def ansible_environment(playbooks: Path, scratch: Path, events: Path, hosts: int) -> dict[str, str]:
+    """Environment variables of ansible-playbook: this process's without its ANSIBLE_ ones, and all that we set.
+
+    Args:
+        playbooks: directory with our plugins and roles.
+        scratch: a directory that is removed afterwards.
+        events: file that the events are written to.
+        hosts: how many hosts work at the same time.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
+    ours = {
+        "ANSIBLE_CONFIG": str(scratch / "ansible.cfg"),
+        "ANSIBLE_HOME": str(scratch / "ansible"),
+        "ANSIBLE_COLLECTIONS_PATH": str(scratch / "collections"),
+        "ANSIBLE_ROLES_PATH": str(playbooks / "roles"),
+        "ANSIBLE_LIBRARY": str(playbooks / "library"),
+        "ANSIBLE_MODULE_UTILS": str(playbooks / "module_utils"),
+        "ANSIBLE_FILTER_PLUGINS": str(playbooks / "filter_plugins"),
+        "ANSIBLE_CALLBACK_PLUGINS": str(playbooks / "callback_plugins"),
+        "ANSIBLE_CALLBACKS_ENABLED": "events",
+        "ANSIBLE_INVENTORY_ENABLED": "yaml",
+        "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "1",
+        "ANSIBLE_ANY_ERRORS_FATAL": "1",
+        "ANSIBLE_FORKS": str(max(5, hosts)),
+        "ANSIBLE_GATHERING": "explicit",
+        "ANSIBLE_HOST_KEY_CHECKING": "False",
+        "ANSIBLE_PIPELINING": "1",
+        "ANSIBLE_NO_TARGET_SYSLOG": "1",
+        "ANSIBLE_RETRY_FILES_ENABLED": "0",
+        "ANSIBLE_DEPRECATION_WARNINGS": "0",
+        "ANSIBLE_LOCALHOST_WARNING": "0",
+        "ANSIBLE_NOCOLOR": "1",
+        "DISCOVERY_DEPLOY_EVENTS": str(events),
+        "LC_ALL": "C.UTF-8",
+        "PYTHONUNBUFFERED": "1",
+    }
+    strategy = mitogen_strategies()
+    if strategy is not None:
+        ours |= {"ANSIBLE_STRATEGY_PLUGINS": str(strategy), "ANSIBLE_STRATEGY": "mitogen_linear"}
+    return kept | ours
+
+
+def mitogen_strategies() -> Path | None:
+    """Directory of mitogen's strategy plugins; None when it is not installed or not wanted."""
+    if os.environ.get("DISCOVERY_DEPLOY_ANSIBLE") == "plain":
+        return None
+    found = importlib.util.find_spec("ansible_mitogen")
+    if found is None or found.origin is None:
+        return None
+    return Path(found.origin).parent / "plugins" / "strategy"
+
+
+def _private(path: Path, mode: str) -> Any:
+    """A file opened for writing that nobody else can read, from its first byte."""
+
+    def opener(name: str, flags: int) -> int:
+        return os.open(name, flags, 0o600)
+
+    return open(path, mode, encoding="utf-8", opener=opener)
+
+
+def _follow(
+    process: subprocess.Popen[bytes],
+    events: Path,
+    name: str,
+    progress: Progress,
+    limit_s: float,
+    silence_s: float,
+    log: Path,
+) -> Watch:
+    """Read events until the playbook ends; stop it, and raise, when it takes too long."""
+    watch = Watch()
+    started = heard = time.monotonic()
+    try:
+        for event in _events(process, events):
+            now = time.monotonic()
+            if event is not None:
+                heard = now
+                watch.take(event)
+                if event["event"] == "task":
+                    progress(event["name"])
+            elif now - heard > silence_s or now - started > limit_s:
+                waited = f"{silence_s:g} s without a result" if now - heard > silence_s else f"{limit_s:g} s"
+                where, hosts = watch.task or "its start", ", ".join(watch.silent_hosts()) or "no host"
+                raise PlaybookError(
+                    f"{name}: stopped after {waited} in `{where}`, waiting for {hosts} (log: {log})",
+                    "Look at these hosts with `discovery-deploy ssh HOST`, then run again.",
+                )
+    finally:
+        _stop(process)
+    return watch
+
+
+def _events(process: subprocess.Popen[bytes], path: Path) -> Iterator[dict[str, Any] | None]:
+    """The events in a file that grows, as they come; None whenever there is none; ends with the process."""
+    with path.open("r", encoding="utf-8") as stream:
+        rest = ""
+        while True:
+            ended = process.poll() is not None
+            rest += stream.read()
+            *lines, rest = rest.split("\n")
+            yield from (json.loads(line) for line in lines)
+            if ended:
+                return
+            if not lines:
+                yield None
+                time.sleep(POLL_S)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the playbook and all its workers, if they still run."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(GRACE_S)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def failure_text(name: str, watch: Watch, log: Path, code: int) -> tuple[str, str]:
+    """What happened, and what to do: the texts of an error. Reads the log when no task failed.
+
+    Args:
+        code: exit code of ansible-playbook.
+    """
+    if not watch.failures:
+        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-KEPT_LINES:]
+        quoted = "\n    ".join(tail)
+        return f"{name}: Ansible ended with code {code} (log: {log}):\n    {quoted}", "Mend the cause, then run again."
+    lost = [failure for failure in watch.failures if failure[2] == "unreachable"]
+    lines = []
+    for host, task, status, message in watch.failures:
+        said = message.replace("\n", "\n    ") or "no message"
+        lines.append(f"{host}: {'lost during ' if status == 'unreachable' else ''}{task}: {said}")
+    advice = "Run again: `run` starts dead hosts anew." if lost else "Mend the cause, then run again."
+    return "\n".join(lines) + f"\n  (log: {log})", advice

@@ -1,0 +1,203 @@
+"""Ansible module: whether a site's Keystone does what it is for, after every worker of it has been woken."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import http.client
+import json
+import socket
+import time
+import urllib.error
+import urllib.request
+
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: keystone_check
+short_description: Keystone of a site answers, every worker is warm, and users of other sites are known
+description:
+  - With C(peer) empty, empties the site's memcached, waits until the administrator gets a token whose catalogue has all
+    sites, asks until every worker process has answered (the first request of a process costs a login to the database),
+    and makes the site's user C(check-<site>).
+  - With a C(peer), gets a token for the peer's user here, and validates it here and at the peer.
+options:
+  site: {description: The site., type: str, required: true}
+  urls: {description: Site -> URL of its Keystone., type: dict, required: true}
+  peer: {description: Another site whose check user is asked for., type: str, default: ''}
+  admin_password: {description: Of the user admin., type: str, required: true}
+  check_password: {description: Of the check users., type: str, required: true}
+  memcached: {description: Address and port of the site's memcached; empty for none., type: str, default: ''}
+  statistics: {description: Socket of uwsgi's statistics., type: path, default: /run/keystone/statistics}
+  limit_s: {description: Seconds until it is given up., type: int, default: 120}
+"""
+REQUEST_LIMIT_S = 60.0
+PAUSE_S = 0.1
+
+
+class CheckError(Exception):
+    """What is not as it should be."""
+
+
+def request(method: str, url: str, token: str = "", body: object = None, subject: str = "") -> tuple[str, dict]:
+    """One request to Keystone. Returns the subject token of the answer and its content.
+
+    Raises:
+        CheckError: no answer, or an error; says which.
+    """
+    headers = {"Content-Type": "application/json"}
+    headers |= {"X-Auth-Token": token} if token else {}
+    headers |= {"X-Subject-Token": subject} if subject else {}
+    data = None if body is None else json.dumps(body).encode()
+    asked = urllib.request.Request(url, data=data, headers=headers, method=method)
+    try:
+        with urllib.request.urlopen(asked, timeout=REQUEST_LIMIT_S) as answer:
+            content = answer.read()
+            return answer.headers.get("X-Subject-Token", ""), json.loads(content) if content else {}
+    except urllib.error.HTTPError as error:
+        raise CheckError(f"{method} {url}: HTTP {error.code}: {error.read(300).decode(errors='replace')}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        raise CheckError(
+            f"{method} {url}: {getattr(error, 'reason', None) or error or type(error).__name__}"
+        ) from error
+
+
+def authenticate(url: str, user: str, password: str, project: str = "") -> tuple[str, dict]:
+    """A new token of a user (scoped to a project) and what Keystone says of it."""
+    domain = {"id": "default"}
+    identity = {"methods": ["password"], "password": {"user": {"name": user, "domain": domain, "password": password}}}
+    auth: dict = {"identity": identity}
+    if project:
+        auth["scope"] = {"project": {"name": project, "domain": domain}}
+    return request("POST", f"{url}/auth/tokens", body={"auth": auth})
+
+
+def keep_trying(act, until: float):
+    """The result of `act`, tried until it succeeds; its last CheckError when the time is over."""
+    while True:
+        try:
+            return act()
+        except CheckError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(PAUSE_S)
+
+
+def flush(memcached: str) -> None:
+    """Empty a memcached: objects of a database that was replaced must not be believed."""
+    address, _, port = memcached.rpartition(":")
+    try:
+        with socket.create_connection((address, int(port)), timeout=10) as connection:
+            connection.sendall(b"flush_all\r\n")
+            answer = connection.recv(64)
+    except OSError as error:
+        raise CheckError(f"memcached at {memcached}: {error}") from error
+    if answer.strip() != b"OK":
+        raise CheckError(f"memcached at {memcached}: flush_all was answered by {answer!r}")
+
+
+def worker_requests(statistics: str) -> list[int]:
+    """How many requests each worker process of uwsgi has answered."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(10)
+        connection.connect(statistics)
+        text = b""
+        while chunk := connection.recv(65536):
+            text += chunk
+    return [worker["requests"] for worker in json.loads(text)["workers"]]
+
+
+def warm(url: str, token: str, statistics: str, until: float) -> int:
+    """Ask the database through Keystone, as often at once as it has workers, until each has answered twice.
+
+    Returns the number of workers. No passwords: checking one takes a third of a second of a processor.
+    """
+
+    def ask(_number: int) -> None:
+        request("GET", f"{url}/users?domain_id=default&name=admin", token)
+
+    while True:
+        answered = worker_requests(statistics)
+        if min(answered) >= 2:
+            return len(answered)
+        if time.monotonic() > until:
+            raise CheckError(f"workers that never answered: {answered.count(0)} of {len(answered)}")
+        with concurrent.futures.ThreadPoolExecutor(len(answered)) as pool:
+            list(pool.map(ask, range(len(answered))))
+
+
+def make_user(url: str, token: str, name: str, password: str) -> None:
+    """A user of the default domain with this password."""
+    _, found = request("GET", f"{url}/users?domain_id=default&name={name}", token)
+    if found["users"]:
+        user = found["users"][0]["id"]
+        request("PATCH", f"{url}/users/{user}", token, {"user": {"password": password}})
+    else:
+        request("POST", f"{url}/users", token, {"user": {"name": name, "domain_id": "default", "password": password}})
+
+
+def catalogue_lacks(content: dict, urls: dict[str, str]) -> list[str]:
+    """Sites of which a token's catalogue has no public identity endpoint."""
+    endpoints = [
+        (endpoint["region_id"], endpoint["interface"], endpoint["url"])
+        for service in content["token"]["catalog"]
+        if service["type"] == "identity"
+        for endpoint in service["endpoints"]
+    ]
+    return [site for site, url in sorted(urls.items()) if (site, "public", url) not in endpoints]
+
+
+def prepare(site: str, urls: dict[str, str], values: dict, until: float) -> dict:
+    """Wait for Keystone, warm every worker, make the site's check user."""
+    url = urls[site]
+    if values["memcached"]:
+        keep_trying(lambda: flush(values["memcached"]), until)
+    token, content = keep_trying(lambda: authenticate(url, "admin", values["admin_password"], "admin"), until)
+    lacking = catalogue_lacks(content, urls)
+    if lacking:
+        raise CheckError(f"{url}: the catalogue has no identity endpoint for: {', '.join(lacking)}")
+    workers = warm(url, token, values["statistics"], until)
+    make_user(url, token, f"check-{site}", values["check_password"])
+    return {"site": site, "workers": workers}
+
+
+def check(site: str, peer: str, urls: dict[str, str], values: dict, until: float) -> dict:
+    """A user made at the peer gets a token here, and it is valid here and there."""
+    user = f"check-{peer}"
+    # A write at another Galera master may not have been applied here yet.
+    token, _ = keep_trying(lambda: authenticate(urls[site], user, values["check_password"]), until)
+    for place in dict.fromkeys((site, peer)):
+        _, valid = request("GET", f"{urls[place]}/auth/tokens", token, subject=token)
+        if valid["token"]["user"]["name"] != user:
+            raise CheckError(f"{urls[place]}: a token of {user} is said to be {valid['token']['user']['name']}'s")
+    return {"user_of": peer, "issued_at": site, "valid_at": sorted({site, peer})}
+
+
+def main() -> None:
+    """Prepare or check; the outcome is reported to the driver."""
+    module = AnsibleModule(
+        argument_spec={
+            "site": {"type": "str", "required": True},
+            "urls": {"type": "dict", "required": True},
+            "peer": {"type": "str", "default": ""},
+            "admin_password": {"type": "str", "required": True, "no_log": True},
+            "check_password": {"type": "str", "required": True, "no_log": True},
+            "memcached": {"type": "str", "default": ""},
+            "statistics": {"type": "path", "default": "/run/keystone/statistics"},
+            "limit_s": {"type": "int", "default": 120},
+        }
+    )
+    values = module.params
+    until = time.monotonic() + values["limit_s"]
+    site, urls = values["site"], values["urls"]
+    try:
+        if values["peer"]:
+            module.exit_json(changed=False, report={"keystone": check(site, values["peer"], urls, values, until)})
+        module.exit_json(changed=True, report={"keystone": prepare(site, urls, values, until)})
+    except (CheckError, OSError, KeyError) as error:
+        state = module.run_command(["systemctl", "is-active", "keystone.service"])[1].strip()
+        log = module.run_command(["journalctl", "-u", "keystone.service", "-n", "5", "-o", "cat", "--no-pager"])[1]
+        module.fail_json(msg=f"Keystone at {site} ({state}): {error}", stderr=log)
+
+
+if __name__ == "__main__":
+    main()

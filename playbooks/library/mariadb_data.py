@@ -1,0 +1,33 @@
+"""Ansible module: the first content of a MariaDB server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ansible.module_utils import mariadb
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: mariadb_data
+short_description: A data directory copied from a seed, if the server has none from it yet
+options:
+  seed: {description: Data directory of a server that was shut down cleanly., type: path, required: true}
+"""
+
+
+def main() -> None:
+    """Copy the seed when the data are not from it; whatever was there before goes."""
+    module = AnsibleModule(argument_spec={"seed": {"type": "path", "required": True}}, supports_check_mode=True)
+    seed = module.params["seed"]
+    changed = mariadb.seed_of() != seed
+    if changed and not module.check_mode:
+        try:
+            mariadb.stop()
+            mariadb.lay_out(Path(seed), {})
+        except (mariadb.ServerError, OSError) as error:
+            module.fail_json(msg=f"the databases' first content: {error}")
+    module.exit_json(changed=changed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""What our modules know of a MariaDB server on this host: its unit, its data, its status."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+UNIT = "mariadb.service"
+DATA = Path("/var/lib/mysql")
+USER = "mysql"
+SEEDED = "discovery-deploy.seed"
+"""In the data directory: which seed it came from. Written with the data, so data with this file are whole."""
+
+WHOLE = "discovery-deploy.whole"
+"""In the data directory of a Galera member: it has been part of the complete cluster."""
+
+
+class ServerError(Exception):
+    """What could not be done."""
+
+
+def run(*command: str, stdin: str = "") -> str:
+    """A program's output. Raises ServerError with what it said."""
+    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ServerError(f"{command[0]}: {(done.stderr or done.stdout).strip()[-1500:] or f'code {done.returncode}'}")
+    return done.stdout
+
+
+def sql(statements: str) -> str:
+    """What the server answers to root on its socket. Raises ServerError."""
+    return run("mariadb", "--batch", "--skip-column-names", "--connect-timeout=5", stdin=statements)
+
+
+def is_active() -> bool:
+    """Whether the unit runs or is on its way."""
+    state = run("systemctl", "show", "--property=ActiveState", "--value", UNIT).strip()
+    return state in ("active", "activating", "reloading")
+
+
+def stop() -> None:
+    """The unit at rest, also from a state that systemd calls failed. Raises ServerError."""
+    run("systemctl", "stop", UNIT)
+    if run("systemctl", "show", "--property=ActiveState", "--value", UNIT).strip() == "failed":
+        run("systemctl", "reset-failed", UNIT)
+
+
+def seed_of(data: Path = DATA) -> str:
+    """Which seed the data came from; empty when there are no data, or not ours."""
+    try:
+        return (data / SEEDED).read_text().strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return ""
+
+
+def galera_status() -> dict[str, str]:
+    """Galera's status variables by name; empty while the server does not answer."""
+    try:
+        answer = sql("SHOW STATUS LIKE 'wsrep_%'")
+    except ServerError:
+        return {}
+    return dict(line.split("\t", 1) for line in answer.splitlines() if "\t" in line)
+
+
+def recovered_seqno() -> int:
+    """Number of the last transaction in the data of a server at rest. Raises ServerError."""
+    answer = run("galera_recovery").strip()
+    return int(answer.rpartition(":")[2]) if ":" in answer else -1
+
+
+def lay_out(seed: Path | None, files: dict[str, str], data: Path = DATA, user: str = USER) -> None:
+    """Replace the data: by a copy of the seed, or by nothing, with further files beside it. The server is at rest.
+
+    The new data take their place in one rename: a host that dies meanwhile has none, and never half of them.
+    """
+    new = data.with_name(f".{data.name}.new")
+    if new.exists():
+        shutil.rmtree(new)
+    if seed is None:
+        new.mkdir(mode=0o755)
+    else:
+        run("cp", "-a", "--sparse=always", str(seed), str(new))
+    for name, text in {**files, SEEDED: f"{seed}\n"}.items():
+        (new / name).write_text(text)
+    for path in (new, *new.rglob("*")):
+        shutil.chown(path, user, user)
+    if data.exists():
+        shutil.rmtree(data)
+    new.rename(data)
