@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -101,13 +102,15 @@ class TestArithmetic:
 
 
 class TestStreams:
-    def test_each_counts_what_the_other_sent(self, port: int) -> None:
+    def test_each_counts_what_the_other_sent_and_ends_when_all_came(self, port: int) -> None:
+        started = time.monotonic()
         here, there = together(
             stream(HERE, port, 1, order(THERE, 200)), stream(THERE, port, 1, order(HERE, 150, size=200))
         )
         assert [sent["sent"] for sent in here["sent"] + there["sent"]] == [200, 150]
         assert there["received"][HERE]["received"] == 200
         assert here["received"][THERE]["received"] == 150
+        assert time.monotonic() - started < 1.5
 
     def test_it_sends_on_schedule(self, port: int) -> None:
         here, there = together(stream(HERE, port, 0, order(THERE, 200, 0.002, 958)), stream(THERE, port, 1))
