@@ -262,7 +262,7 @@ def failure_text(name: str, watch: Watch, log: Path, code: int) -> tuple[str, st
         return f"{name}: Ansible ended with code {code} (log: {log}):\n    {quoted}", "Mend the cause, then run again."
     lost = [failure for failure in watch.failures if failure[2] == "unreachable"]
     lines = []
-    for host, task, status, message in watch.failures:
+    for host, task, status, message in sorted(watch.failures):
         said = message.replace("\n", "\n    ") or "no message"
         lines.append(f"{host}: {'lost during ' if status == 'unreachable' else ''}{task}: {said}")
     advice = "Run again: `run` starts dead hosts anew." if lost else "Mend the cause, then run again."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def inventory(experiment: Experiment, lease: Lease, ssh_config: Path, key: Path)
                 "ansible_user": "root",
                 "ansible_python_interpreter": HOST_PYTHON,
                 "ansible_ssh_private_key_file": str(key),
-                "ansible_ssh_common_args": f"-F {ssh_config}",
+                "ansible_ssh_common_args": f"-F {shlex.quote(str(ssh_config))}",
             },
             "hosts": {host.name: {"ansible_host": host.management_address} for host in lease.hosts},
             "children": {name: {"hosts": {host: {} for host in hosts}} for name, hosts in sorted(groups.items())},

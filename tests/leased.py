@@ -1,0 +1,69 @@
+"""An experiment with hosts, secrets and environments that exist only on paper."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from discovery_deploy.model import Experiment
+from discovery_deploy.providers.base import Lease, LeasedHost
+from discovery_deploy.stack import Environment, Environments
+from discovery_deploy.variables import Secrets
+
+MARIADB = {"type": "mariadb", "site": "rennes"}
+GALERA = {"type": "galera"}
+SECRETS = Secrets(
+    admin_password="admin-secret",
+    check_password="check-secret",
+    database_password="database-secret",
+    token_keys=("token-0", "token-1"),
+    receipt_keys=("receipt-0", "receipt-1"),
+    credential_keys=("credential-0", "credential-1"),
+)
+ENVIRONMENTS = Environments(
+    openstack=Environment(name="openstack-aa", hash="aa", versions={"keystone": "27.0.0"}),
+    rally=Environment(name="rally-bb", hash="bb", versions={"rally": "5.1.1"}),
+    database=Environment(name="database-cc", hash="cc", versions={"mariadb": "10.11"}),
+)
+
+
+def experiment(backend: dict[str, str], **deployment: Any) -> Experiment:
+    """Three sites: one host, three hosts with one role each, and one host that does not bench."""
+    sites = [
+        {"name": "rennes"},
+        {
+            "name": "new-york",
+            "hosts": [
+                {"name": "ny-control", "roles": ["control"]},
+                {"name": "ny-data", "roles": ["database"]},
+                {"name": "ny-bench", "roles": ["bench"]},
+            ],
+        },
+        {"name": "oslo", "hosts": [{"name": "oslo-1", "roles": ["control", "database"]}]},
+    ]
+    return Experiment.model_validate(
+        {"name": "paper", "sites": sites, "deployment": {"backend": backend, **deployment}}
+    )
+
+
+def lease(experiment: Experiment) -> Lease:
+    """Hosts of an experiment, numbered in the order of the file."""
+    hosts = [
+        LeasedHost(
+            name=host.name,
+            site=site.name,
+            roles=host.roles,
+            management_address=f"10.64.{index}.{place}",
+            site_address=f"10.128.{index}.{place}",
+        )
+        for index, site in enumerate(experiment.sites)
+        for place, host in enumerate(site.hosts, 10)
+    ]
+    return Lease(
+        provider="local",
+        experiment=experiment.name,
+        hosts=tuple(hosts),
+        site_subnets={site.name: f"10.128.{index}.0/24" for index, site in enumerate(experiment.sites)},
+        site_devices={site.name: f"vec{index}" for index, site in enumerate(experiment.sites)},
+        site_gateways={site.name: f"10.128.{index}.1" for index, site in enumerate(experiment.sites)},
+        router="netns",
+    )
