@@ -31,6 +31,8 @@ _NEEDED_MB = 24
 
 _FIRST_BOOT_S = 60.0
 _BOOT_S_PER_HOST = 4.0
+_INTRODUCTION_S = 20.0
+"""How long a supervisor may take until it runs, on a machine that is very busy."""
 _LOG_LINES = 12
 
 _UNWANTED = (
@@ -331,8 +333,9 @@ def _until(
     while not condition():
         if stop.wait(0.03):
             raise MachineError("interrupted", "try again")
-        # The supervisor needs a moment until it has written who it is.
-        if recorded(place / "pid") is None and time.monotonic() > started + (0 if (place / "pid").exists() else 5):
+        # The supervisor needs a moment until it has written who it is; looked at first, or that moment may lie between.
+        introduced = (place / "pid").exists() or time.monotonic() > started + _INTRODUCTION_S
+        if introduced and recorded(place / "pid") is None:
             raise MachineError(f"its container has ended{_quoted_log(place)}", f"the whole log: {place / 'log'}")
         if time.monotonic() > end:
             raise MachineError(f"{otherwise} in time{_quoted_log(place)}", f"the whole log: {place / 'log'}")
