@@ -14,24 +14,37 @@ _OURS = re.compile(r"dd(6[0-3]|[1-5]?[0-9])(?![0-9])")
 """Names of slots of the provider `local` (others belong to tests of the WAN alone)."""
 
 
-def _mounts() -> set[str]:
+@dataclass(frozen=True)
+class _Scope:
+    """Whose things are looked at: of all slots but these, and of drivers with this state directory."""
+
+    foreign: frozenset[int]
+    state: Path | None
+
+    def has(self, name: str) -> bool:
+        match = _OURS.match(name)
+        return match is not None and int(match[1]) not in self.foreign
+
+
+def _mounts(scope: _Scope) -> set[str]:
     points = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
     # `ip netns` makes /run/netns a mount at its first use and keeps it; below it only our namespaces count.
-    return {point for point in points if not point.startswith("/run/netns") or _OURS.match(Path(point).name)}
+    return {point for point in points if not point.startswith("/run/netns") or scope.has(Path(point).name)}
 
 
-def _cgroups() -> set[str]:
-    return {str(path) for top in ("*", "*/*") for path in Path("/sys/fs/cgroup").glob(top) if _OURS.match(path.name)}
+def _cgroups(scope: _Scope) -> set[str]:
+    return {str(path) for top in ("*", "*/*") for path in Path("/sys/fs/cgroup").glob(top) if scope.has(path.name)}
 
 
-def _processes() -> set[str]:
+def _processes(scope: _Scope) -> set[str]:
     """Processes in our control groups, or started by a driver that a test had started."""
+    mark = f"DISCOVERY_DEPLOY_STATE={scope.state or ''}".encode()
     found = set()
     for entry in Path("/proc").iterdir():
         with suppress(OSError):
             if entry.name.isdigit():
-                grouped = any(_OURS.match(part) for part in (entry / "cgroup").read_text().split("/"))
-                started = b"DISCOVERY_DEPLOY_STATE=" in (entry / "environ").read_bytes()
+                grouped = any(scope.has(part) for part in (entry / "cgroup").read_text().split("/"))
+                started = mark in (entry / "environ").read_bytes()
                 identity = machine.identity(int(entry.name))
                 if identity and (grouped or started):
                     found.add(f"{identity} {(entry / 'cmdline').read_bytes().replace(bytes(1), b' ').decode()}")
@@ -45,18 +58,27 @@ class Snapshot:
     lines: frozenset[str]
 
     @staticmethod
-    def take() -> Snapshot:
-        """What is there now."""
-        lines = {f"mount {point}" for point in _mounts()}
-        lines |= {f"link {path.name}" for path in Path("/sys/class/net").iterdir() if _OURS.match(path.name)}
-        lines |= {f"namespace {path.name}" for path in machine.entries(machine.NAMESPACES) if _OURS.match(path.name)}
-        lines |= {f"cgroup {path}" for path in _cgroups()}
-        lines |= {f"process {text}" for text in _processes()}
-        lines |= {f"claim {slot}" for slot in machine.claims()}
-        lines |= {f"runtime {path}" for path in Path("/run/systemd/nspawn").glob("*/*") if _OURS.match(path.name)}
-        for kind, ours in (("route", rf"dev {_OURS.pattern}"), ("rule", r"^5(0\d\d|1[01]\d|12[0-7]):")):
+    def take(state: Path | None = None) -> Snapshot:
+        """What is there now.
+
+        Args:
+            state: a state directory; then slots that others have claimed, and their drivers, do not count.
+        """
+        others = {slot for slot, directory in machine.claims().items() if state and directory.parent != state}
+        scope = _Scope(frozenset(others), state)
+        lines = {f"mount {point}" for point in _mounts(scope)}
+        lines |= {f"link {path.name}" for path in Path("/sys/class/net").iterdir() if scope.has(path.name)}
+        lines |= {f"namespace {path.name}" for path in machine.entries(machine.NAMESPACES) if scope.has(path.name)}
+        lines |= {f"cgroup {path}" for path in _cgroups(scope)}
+        lines |= {f"process {text}" for text in _processes(scope)}
+        lines |= {f"claim {slot}" for slot in machine.claims() if slot not in others}
+        lines |= {f"runtime {path}" for path in Path("/run/systemd/nspawn").glob("*/*") if scope.has(path.name)}
+        for kind, ours in (("route", r"dev (dd\d+)"), ("rule", r"^5([01]\d\d):")):
             shown = subprocess.run(["ip", kind, "show"], capture_output=True, text=True, check=True).stdout
-            lines |= {f"{kind} {line.strip()}" for line in shown.splitlines() if re.search(ours, line)}
+            for line in shown.splitlines():
+                match = re.search(ours, line)
+                if match and scope.has(match[1] if kind == "route" else f"dd{int(match[1]) // 2}"):
+                    lines.add(f"{kind} {line.strip()}")
         return Snapshot(frozenset(lines))
 
     def leftovers(self, before: Snapshot) -> list[str]:

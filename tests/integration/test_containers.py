@@ -44,7 +44,7 @@ def plan(tmp_path: Path, slot: int) -> Iterator[Plan]:
 
 
 def test_sixty_four_namespaces_are_up_in_a_few_seconds_and_gone_again(tmp_path: Path, slot: int) -> None:
-    before = Snapshot.take()
+    before = Snapshot.take(tmp_path)
     plan = bare(tmp_path / "many", slot, *(f"site{index}" for index in range(64)))
     started = time.monotonic()
     containers.up(plan)
@@ -56,7 +56,7 @@ def test_sixty_four_namespaces_are_up_in_a_few_seconds_and_gone_again(tmp_path: 
     started = time.monotonic()
     containers.down(plan)
     assert time.monotonic() - started < 6
-    assert Snapshot.take().leftovers(before) == []
+    assert Snapshot.take(tmp_path).leftovers(before) == []
 
 
 def test_the_second_up_makes_nothing(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:

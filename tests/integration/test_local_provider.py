@@ -147,11 +147,17 @@ def test_a_reboot_from_inside_comes_back(shared_bed: LocalBed, three: Lease) -> 
 def test_a_missing_link_is_made_anew_under_a_running_host(shared_bed: LocalBed, three: Lease) -> None:
     before = shared_bed.pids(three)
     slot = shared_bed.plan(three)["slot"]
+    address = _hardware_address(f"dd{slot}-lyon-1")
     subprocess.run(["ip", "link", "del", f"dd{slot}e1"], check=True)
     assert shared_bed.provider.dead_hosts(three) == ["lyon-1"]
     shared_bed.reserve(THREE)
     assert shared_bed.pids(three) == before
+    assert _hardware_address(f"dd{slot}-lyon-1") == address  # its neighbours still know it
     assert reaches(f"dd{slot}-lyon-1", three.at("paris").site_address)
+
+
+def _hardware_address(namespace: str) -> str:
+    return in_namespace(namespace, ["cat", "/sys/class/net/eth0/address"]).stdout
 
 
 def test_a_lost_namespace_is_made_anew_and_its_host_started_again(shared_bed: LocalBed, three: Lease) -> None:
@@ -245,7 +251,7 @@ def test_two_experiments_do_not_see_each_other(shared_bed: LocalBed, three: Leas
 
 
 def test_other_sites_are_another_plan_and_hosts_are_made_anew(bed: LocalBed) -> None:
-    before = Snapshot.take()
+    before = Snapshot.take(bed.state)
     first = bed.reserve(experiment("grows", "paris"))
     bed.ssh(first, "paris-1", "touch /root/file")
     second = bed.reserve(experiment("grows", "paris", "lyon"))
@@ -253,7 +259,7 @@ def test_other_sites_are_another_plan_and_hosts_are_made_anew(bed: LocalBed) -> 
     assert bed.ssh(second, "paris-1", "ls /root") == ""
     assert second.details["machine_ids"]["paris-1"] != first.details["machine_ids"]["paris-1"]
     bed.provider.release("grows", bed.said.append)
-    assert Snapshot.take().leftovers(before) == []
+    assert Snapshot.take(bed.state).leftovers(before) == []
     assert not bed.state.exists()
 
 
@@ -276,15 +282,15 @@ def _lose_directory(directory: Path) -> None:
 
 @pytest.mark.parametrize("damage", [_lose_nothing, _lose_plan, _cut_plan, _lose_directory])
 def test_release_leaves_nothing_with_and_without_the_plan(bed: LocalBed, damage: object) -> None:
-    before = Snapshot.take()
+    before = Snapshot.take(bed.state)
     lease = bed.reserve(experiment("gone", "paris", "lyon"))
     # What a driver that has died may have left running in a host's network.
     probe = subprocess.Popen(["ip", "netns", "exec", f"dd{bed.plan(lease)['slot']}-paris-1", "sleep", "60"])
     assert callable(damage)
     damage(bed.state / "gone")
-    assert len(Snapshot.take().leftovers(before)) > 20
+    assert len(Snapshot.take(bed.state).leftovers(before)) > 20
     bed.provider.release("gone", bed.said.append)
-    assert Snapshot.take().leftovers(before) == []
+    assert Snapshot.take(bed.state).leftovers(before) == []
     assert probe.wait(5) == -signal.SIGKILL
     assert not bed.state.exists()
     bed.provider.release("gone", bed.said.append)  # once more is no mistake
@@ -316,16 +322,16 @@ def _begun(bed: LocalBed, sign: str) -> bool:
     [("plan.json", 0.0), ("plan.json", 0.06), ("hosts/*/supervise", 0.0), ("hosts/*/pid", 0.05), ("hosts/*/pid", 0.4)],
 )
 def test_after_kill_9_of_a_reserve_release_leaves_nothing(bed: LocalBed, sign: str, later_s: float) -> None:
-    before = Snapshot.take()
+    before = Snapshot.take(bed.state)
     process = _start_reserving(bed)
     _until(lambda: _begun(bed, sign), pause_s=0.002)
     time.sleep(later_s)
     process.kill()
     process.wait()
     bed.provider.release("killed", bed.said.append)
-    left = Snapshot.take().leftovers(before)
+    left = Snapshot.take(bed.state).leftovers(before)
     time.sleep(0.3)  # nothing may appear later either
-    assert (left, Snapshot.take().leftovers(before)) == ([], [])
+    assert (left, Snapshot.take(bed.state).leftovers(before)) == ([], [])
     assert not bed.state.exists()
 
 
@@ -349,17 +355,18 @@ def test_while_one_process_reserves_another_waits_for_it(bed: LocalBed) -> None:
 
 
 @contextmanager
-def _mounted(kind: str, options: str, point: Path) -> Iterator[None]:
+def _mounted(bed: LocalBed, kind: str, options: str, point: Path) -> Iterator[None]:
     point.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", kind, kind, "-o", options, str(point)], check=True)
     try:
         yield
     finally:
+        bed.release_all()
         subprocess.run(["umount", str(point)], check=True)
 
 
 def test_a_full_disk_is_said_plainly(bed: LocalBed) -> None:
-    with _mounted("tmpfs", "size=20m", bed.state):
+    with _mounted(bed, "tmpfs", "size=20m", bed.state):
         with pytest.raises(
             TestbedError, match=r"full: .*/state/full: \d+ MB free, 3 new hosts need .* MB \(disk full\)"
         ):
@@ -369,20 +376,17 @@ def test_a_full_disk_is_said_plainly(bed: LocalBed) -> None:
             (bed.state / "ballast").write_bytes(bytes(30 << 20))
         with pytest.raises(TestbedError, match="No space left on device"):
             bed.reserve(experiment("fuller", "paris"))
-        (bed.state / "ballast").unlink()
-        bed.release_all()
 
 
 def test_a_state_directory_that_cannot_hold_overlays_is_said_plainly(bed: LocalBed, tmp_path: Path) -> None:
     for part in ("lower", "upper", "work"):
         (tmp_path / part).mkdir()
     options = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
-    with _mounted("overlay", options, bed.state):
+    with _mounted(bed, "overlay", options, bed.state):
         with pytest.raises(TestbedError, match=r"cannot hold the files of hosts .* choose|cannot hold") as caught:
             bed.reserve(experiment("stacked", "paris"))
         assert "DISCOVERY_DEPLOY_STATE" in caught.value.advice
         assert any("overlay" in lack.what or "cannot hold" in lack.what for lack in bed.provider.lacks())
-        bed.release_all()
 
 
 @contextmanager
@@ -391,7 +395,7 @@ def _changed_image(bed: LocalBed, folder: Path) -> Iterator[tuple[Path, Path]]:
     for part in ("layer", "work", "image"):
         (folder / part).mkdir()
     options = f"lowerdir={bed.image},upperdir={folder}/layer,workdir={folder}/work"
-    with _mounted("overlay", options, folder / "image"):
+    with _mounted(bed, "overlay", options, folder / "image"):
         yield folder / "image", folder / "image"
 
 
@@ -402,7 +406,6 @@ def test_a_unit_that_fails_in_the_first_boot_is_named(bed: LocalBed, tmp_path: P
         (layer / "etc/systemd/system/multi-user.target.wants/broken.service").symlink_to(unit.name)
         with pytest.raises(TestbedError, match=r"broken: paris-1: systemd says degraded; failed units: broken.service"):
             bed.reserve(experiment("broken", "paris"), image=image)
-        bed.release_all()
 
 
 def test_a_container_that_cannot_start_is_named_with_the_end_of_its_log(bed: LocalBed, tmp_path: Path) -> None:
@@ -413,7 +416,6 @@ def test_a_container_that_cannot_start_is_named_with_the_end_of_its_log(bed: Loc
         ) as caught:
             bed.reserve(experiment("broken", "paris"), image=image)
         assert str(bed.state / "broken/hosts/paris-1/log") in caught.value.advice
-        bed.release_all()
 
 
 def _until(condition: object, limit_s: float = 20, pause_s: float = 0.03) -> None:
