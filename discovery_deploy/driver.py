@@ -24,6 +24,14 @@ from discovery_deploy.testbed import Testbed
 from discovery_deploy.workspace import now
 
 
+def rally_report(folder: Path) -> Any:
+    """Rally's JSON report in a folder, or None when it is missing or cut off."""
+    try:
+        return json.loads((folder / "rally.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 class PlannedRun(Run):
     """A run, with the hash of all that it depends on: the testbed's phases, the scenario, its template."""
 
@@ -97,7 +105,7 @@ class Driver:
     def _sweeper(self, runs: Sequence[PlannedRun]) -> ParamSweeper:
         """execo's to-do list of these runs; what a dead driver held in progress is to do again."""
         folder = self.workspace.runs / ".sweeper"
-        combinations = [{"run": run.id, "fingerprint": run.fingerprint} for run in runs]
+        combinations = [(run.id, run.fingerprint) for run in runs]
         sweeper = ParamSweeper(str(folder), sweeps=combinations, name=self.experiment.name)
         for combination in list(sweeper.get_inprogress()):
             sweeper.cancel(combination)
@@ -119,12 +127,12 @@ class Driver:
         sweeper = self._sweeper(pending)
 
         def in_order(combinations: Any) -> list[Any]:
-            return sorted(combinations, key=lambda combination: order[combination["run"]])
+            return sorted(combinations, key=lambda combination: order[combination[0]])
 
         last: wan.WanReport | None = None
         at: str | None = None
         while combination := sweeper.get_next(in_order):
-            run = by_key[combination["run"], combination["fingerprint"]]
+            run = by_key[combination]
             try:
                 setting = run.setting
                 verified = self.testbed.bring_to(setting)
@@ -154,7 +162,18 @@ class Driver:
         results = bench.load(testbed.remote, hosts, run.id, task, command, run.scenario.times, folder)
         self.announce.line("the WAN is measured again")
         after = testbed.verify(experiment)
-        rally_problems = tuple(result.problem for result in results if result.problem)
+        rally_problems = tuple(
+            problem
+            for result in results
+            for problem in (
+                [result.problem]
+                if result.problem
+                else [
+                    f"Rally at {result.site}: {told}"
+                    for told in rally.problems(rally_report(folder / result.site), run.scenario)
+                ]
+            )
+        )
         record = RunRecord(
             id=run.id,
             fingerprint=run.fingerprint,
@@ -230,9 +249,7 @@ class Driver:
         reports = []
         for record in records:
             for site, folder in record.files.items():
-                path = self.workspace.runs / record.id / folder / "rally.json"
-                if path.exists():
-                    reports.append((record, site, json.loads(path.read_text(encoding="utf-8"))))
+                reports.append((record, site, rally_report(self.workspace.runs / record.id / folder)))
         return rally.table(reports, [factor.path for factor in self.experiment.campaign.factors])
 
     def report(self) -> Path:
