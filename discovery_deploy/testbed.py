@@ -11,7 +11,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from discovery_deploy import ansible, builds, clients, image, inventory, measure, stack, variables, wan, wan_readback
+from discovery_deploy import (
+    ansible,
+    builds,
+    campaign,
+    clients,
+    image,
+    inventory,
+    measure,
+    stack,
+    variables,
+    wan,
+    wan_readback,
+)
 from discovery_deploy.campaign import Setting
 from discovery_deploy.errors import StateError
 from discovery_deploy.model import Experiment, Strict
@@ -23,6 +35,8 @@ from discovery_deploy.workspace import Workspace, now, write_file
 CONTROL_SOCKETS = Path("/run/discovery-deploy")
 """Where ssh keeps the sockets of shared connections: their paths must be short."""
 
+UNKNOWN = "unknown"
+"""In the place of a hash: something is deployed, and nobody knows what."""
 SHAPES = "shapes.json"
 Shapes = Mapping[tuple[str, str], wan.PathShape]
 """(source site, destination site) -> shape."""
@@ -102,7 +116,7 @@ class Testbed:
                 path.replace(path.with_suffix(".damaged"))
                 self.workspace.note("state.json was not readable: every phase is done again")
                 # Unknown is treated as another deployment: it is destroyed before ours comes.
-                self._state = State(deployed="unknown")
+                self._state = State(deployed=UNKNOWN)
         return self._state
 
     def _keep(self, state: State) -> None:
@@ -182,8 +196,14 @@ class Testbed:
     def _reserve(self, experiment: Experiment) -> str:
         base = image.base_image(self.cache, self.announce.line)
         key = self.workspace.public_key()
+        before = self.workspace.load("lease.json", Lease)
+        found = before is None and experiment.name in self.provider.experiments()
         lease = self.provider.reserve(experiment, key, base, self.announce.line)
         self.workspace.save("lease.json", lease)
+        if found:  # hosts of a workspace that was lost: nobody knows what is on them
+            self._keep(self.state.model_copy(update={"deployed": UNKNOWN}))
+        elif before is None or not set(before.identities.items()) & set(lease.identities.items()):
+            self._keep(self.state.model_copy(update={"deployed": None}))
         control = CONTROL_SOCKETS / experiment.name
         control.mkdir(parents=True, exist_ok=True, mode=0o700)
         hosts = [(host.name, host.management_address) for host in lease.hosts]
@@ -288,7 +308,11 @@ class Testbed:
 
     def collect(self, experiment: Experiment) -> dict[str, dict[str, Any]]:
         """Host -> its facts (OS, kernel, CPU, versions), asked from the host itself."""
-        return self._playbook("collect", experiment, limit_s=300.0).reports
+        facts: dict[str, dict[str, Any]] = {}
+        for host, reports in self._playbook("collect", experiment, limit_s=300.0).reports.items():
+            packages = {name: version for report in reports for name, version in report.get("packages", {}).items()}
+            facts[host] = {**{key: report[key] for report in reports for key in report}, "packages": packages}
+        return facts
 
     def release(self) -> None:
         """Give all back, from any state; results, report, logs and journal stay."""

@@ -160,7 +160,16 @@ class Workspace:
 
     def remove_lease(self) -> None:
         """Forget hosts, deployment and what only made sense with them; results, report and journal stay."""
-        for name in ("lease.json", "state.json", "shapes.json", "secrets.json", "ssh_config", "id", "id.pub"):
+        for name in (
+            "lease.json",
+            "state.json",
+            "shapes.json",
+            "deployed.json",
+            "secrets.json",
+            "ssh_config",
+            "id",
+            "id.pub",
+        ):
             (self.path / name).unlink(missing_ok=True)
         for path in [self.path / "clouds.yaml", *self.path.glob("openrc-*")]:
             path.unlink(missing_ok=True)

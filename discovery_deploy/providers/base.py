@@ -44,6 +44,8 @@ class Lease(Strict):
     """Site -> the device of the WAN router towards it, where its constraints are put."""
     site_gateways: dict[str, str]
     """Site -> the WAN router's address there."""
+    identities: dict[str, str]
+    """Host -> text that is another one when the host was made anew, empty."""
     router: str
     """What shapes the WAN: `netns` or `uml`."""
     details: dict[str, Any] = {}

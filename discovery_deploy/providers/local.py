@@ -262,9 +262,9 @@ def lease(experiment: Experiment, plan: Plan, directory: Path) -> Lease:
         site_devices={site["name"]: site["router_device"] for site in plan["sites"]},
         site_gateways={site["name"]: site["gateway"] for site in plan["sites"]},
         router=(directory / "router" / "mode").read_text().strip(),
+        identities={name: facts["machine_id"] for name, facts in born.items()},
         details={
             "plan": plan,
-            "machine_ids": {name: facts["machine_id"] for name, facts in born.items()},
             "host_keys": {name: facts["host_key"] for name, facts in born.items()},
         },
     )  # fmt: skip

@@ -37,8 +37,8 @@ def three(shared_bed: LocalBed) -> Lease:
 def test_hosts_are_reached_as_root_and_have_an_identity_of_their_own(shared_bed: LocalBed, three: Lease) -> None:
     facts = {host: shared_bed.ssh(three, host, "hostname; cat /etc/machine-id; whoami").split() for host in HOSTS}
     assert {host: (words[0], words[2]) for host, words in facts.items()} == {host: (host, "root") for host in HOSTS}
-    assert {host: words[1] for host, words in facts.items()} == three.details["machine_ids"]
-    assert len(set(three.details["machine_ids"].values())) == 3
+    assert {host: words[1] for host, words in facts.items()} == three.identities
+    assert len(set(three.identities.values())) == 3
     assert len(set(three.details["host_keys"].values())) == 3
     assert shared_bed.ssh(three, "paris-1", "systemctl is-system-running") == "running"
 
@@ -257,7 +257,7 @@ def test_other_sites_are_another_plan_and_hosts_are_made_anew(bed: LocalBed) -> 
     second = bed.reserve(experiment("grows", "paris", "lyon"))
     assert any("made anew" in line for line in bed.said)
     assert bed.ssh(second, "paris-1", "ls /root") == ""
-    assert second.details["machine_ids"]["paris-1"] != first.details["machine_ids"]["paris-1"]
+    assert second.identities["paris-1"] != first.details["machine_ids"]["paris-1"]
     bed.provider.release("grows", bed.said.append)
     assert Snapshot.take(bed.state).leftovers(before) == []
     assert not bed.state.exists()
