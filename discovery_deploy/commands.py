@@ -16,7 +16,7 @@ from discovery_deploy.providers import provider_named
 from discovery_deploy.providers.base import Lease
 from discovery_deploy.records import RunRecord
 from discovery_deploy.remote import Remote
-from discovery_deploy.testbed import Announcer
+from discovery_deploy.testbed import Announcer, readable_lease
 from discovery_deploy.testbed import release as release_experiment
 from discovery_deploy.workspace import Workspace
 
@@ -194,7 +194,7 @@ def release(named: str, announce: Announcer) -> None:
         release_experiment(named, provider, announce)
         return
     name = (workspace.path / "name").read_text().strip()
-    lease = workspace.load("lease.json", Lease)
+    lease = readable_lease(workspace)
     with workspace.lock():
         release_experiment(name, provider_named(lease.provider if lease else "local"), announce, workspace)
 

@@ -14,7 +14,6 @@ from typing import Any, Protocol
 from discovery_deploy import (
     ansible,
     builds,
-    campaign,
     clients,
     image,
     inventory,
@@ -319,12 +318,20 @@ class Testbed:
         release(self.experiment.name, self.provider, self.announce, self.workspace)
 
 
+def readable_lease(workspace: Workspace) -> Lease | None:
+    """The lease, or None when there is none that can be read: what is released needs no lease."""
+    try:
+        return workspace.load("lease.json", Lease)
+    except StateError:
+        return None
+
+
 def release(name: str, provider: ProviderInterface, announce: Announcer, workspace: Workspace | None = None) -> None:
     """Give back everything of an experiment, found by its name, with or without its workspace."""
     announce.phase("release", name)
     started = time.monotonic()
     control = CONTROL_SOCKETS / name
-    lease = workspace.load("lease.json", Lease) if workspace is not None else None
+    lease = readable_lease(workspace) if workspace is not None else None
     if lease is not None and workspace is not None and workspace.ssh_config.exists():
         Remote(workspace.ssh_config).close(host.name for host in lease.hosts)
     provider.release(name, announce.line)
