@@ -21,6 +21,7 @@ from typing import Any
 
 from discovery_deploy.data import data_directory
 from discovery_deploy.errors import PlaybookError
+from discovery_deploy.image import contained
 from discovery_deploy.inventory import with_variables
 from discovery_deploy.variables import Variables
 
@@ -29,6 +30,8 @@ Progress = Callable[[str], None]
 LIMIT_S = 900.0
 SILENCE_S = 300.0
 """No event for so long means that a task hangs; tasks that wait have shorter limits of their own."""
+FAILED_GRACE_S = 10.0
+"""Once a host has failed in a task, how long the others may still take: they may be waiting for that very host."""
 POLL_S = 0.05
 GRACE_S = 5.0
 KEPT_LINES = 15
@@ -44,6 +47,8 @@ class Watch:
     answered: set[str] = field(default_factory=set)
     failures: list[tuple[str, str, str, str]] = field(default_factory=list)
     """(host, task, status, message)"""
+    cut_short: bool = False
+    """Whether it was ended while hosts had not answered yet, because another had failed."""
     seconds: dict[str, float] = field(default_factory=dict)
     reports: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
@@ -118,16 +123,24 @@ def run_playbook(
         environment = ansible_environment(playbooks, Path(scratch), events, len(whole["all"]["hosts"]))
         output.write(f"# {name}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         output.flush()
-        # With the driver it dies: nobody would read its events, and the next driver runs it again.
-        command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "ansible", "playbook", "-i", str(hosts)]
+        begun = log.stat().st_size
+        command = [sys.executable, "-m", "ansible", "playbook", "-i", str(hosts), str(playbooks / f"{name}.yml")]
         process = subprocess.Popen(
-            [*command, str(playbooks / f"{name}.yml")],
+            mortal(command),
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
         )  # fmt: skip
         watch = _follow(process, events, name, progress, limit_s, silence_s, log)
     if process.returncode or watch.failures:
-        raise PlaybookError(*failure_text(name, watch, log, process.returncode))
+        said = log.read_bytes()[begun:].decode(errors="replace")
+        raise PlaybookError(*failure_text(name, watch, log, process.returncode, said))
     return PlaybookResult(reports=watch.reports, task_seconds=watch.seconds)
+
+
+def mortal(command: list[str]) -> list[str]:
+    """`command` such that it, its workers and its connections die with the driver: the next one runs it again."""
+    if os.geteuid() == 0:
+        return contained(command)
+    return ["setpriv", "--pdeathsig", "KILL", *command]
 
 
 def ansible_environment(playbooks: Path, scratch: Path, events: Path, hosts: int) -> dict[str, str]:
@@ -203,14 +216,19 @@ def _follow(
     """Read events until the playbook ends; stop it, and raise, when it takes too long."""
     watch = Watch()
     started = heard = time.monotonic()
+    failed: float | None = None
     try:
         for event in _events(process, events):
             now = time.monotonic()
             if event is not None:
                 heard = now
                 watch.take(event)
+                failed = failed or (now if watch.failures else None)
                 if event["event"] == "task":
                     progress(event["name"])
+            elif failed is not None and now - failed > FAILED_GRACE_S:
+                watch.cut_short = True
+                break
             elif now - heard > silence_s or now - started > limit_s:
                 waited = f"{silence_s:g} s without a result" if now - heard > silence_s else f"{limit_s:g} s"
                 where, hosts = watch.task or "its start", ", ".join(watch.silent_hosts()) or "no host"
@@ -250,20 +268,29 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
             process.wait()
 
 
-def failure_text(name: str, watch: Watch, log: Path, code: int) -> tuple[str, str]:
-    """What happened, and what to do: the texts of an error. Reads the log when no task failed.
+def failure_text(name: str, watch: Watch, log: Path, code: int, said: str) -> tuple[str, str]:
+    """What happened, and what to do: the texts of an error. Pure.
 
     Args:
+        log: where all output is.
         code: exit code of ansible-playbook.
+        said: its output, quoted when no task failed.
     """
     if not watch.failures:
-        tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-KEPT_LINES:]
-        quoted = "\n    ".join(tail)
+        quoted = "\n    ".join(said.strip().splitlines()[-KEPT_LINES:])
         return f"{name}: Ansible ended with code {code} (log: {log}):\n    {quoted}", "Mend the cause, then run again."
-    lost = [failure for failure in watch.failures if failure[2] == "unreachable"]
+    lost = [failure for failure in watch.failures if is_loss(failure[2], failure[3])]
     lines = []
     for host, task, status, message in sorted(watch.failures):
-        said = message.replace("\n", "\n    ") or "no message"
-        lines.append(f"{host}: {'lost during ' if status == 'unreachable' else ''}{task}: {said}")
+        quoted = message.replace("\n", "\n    ") or "no message"
+        lines.append(f"{host}: {'lost during ' if is_loss(status, message) else ''}{task}: {quoted}")
+    silent = watch.silent_hosts()
+    if watch.cut_short and silent:
+        lines.append(f"not waited for any longer: {', '.join(silent)}")
     advice = "Run again: `run` starts dead hosts anew." if lost else "Mend the cause, then run again."
     return "\n".join(lines) + f"\n  (log: {log})", advice
+
+
+def is_loss(status: str, message: str) -> bool:
+    """Whether a failure means that the host was lost; mitogen says so in words."""
+    return status == "unreachable" or "Context has disconnected" in message

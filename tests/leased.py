@@ -66,4 +66,5 @@ def lease(experiment: Experiment) -> Lease:
         site_devices={site.name: f"vec{index}" for index, site in enumerate(experiment.sites)},
         site_gateways={site.name: f"10.128.{index}.1" for index, site in enumerate(experiment.sites)},
         router="netns",
+        identities={host.name: f"machine-{host.name}" for host in hosts},
     )

@@ -27,7 +27,7 @@ def may_bootstrap(text: str, may: bool) -> str:
 
 def go(act: str, seed: Path, view: str) -> None:
     """Lay out data as the act needs them, and start. Waits only for the first member of a restarted cluster."""
-    mariadb.stop()
+    mariadb.stop(kill=act in ("form", "join empty"))
     mariadb.run("systemctl", "daemon-reload")
     if act == "form":
         position = may_bootstrap((seed / POSITION).read_text(), may=False)

@@ -11,7 +11,8 @@ from ansible.module_utils.basic import AnsibleModule
 DOCUMENTATION = """
 module: gone
 short_description: Units stopped, files and directories removed
-description: Also when only a part is there, or nothing.
+description:
+  - Also when only a part is there, or nothing. Units are killed, since what they would still save is removed.
 options:
   units: {description: systemd units to stop; unknown ones count as stopped., type: list, elements: str, default: []}
   paths: {description: Files and directories to remove., type: list, elements: path, default: []}
@@ -36,7 +37,8 @@ def units_in(states: tuple[str, ...], shown: str) -> list[str]:
     return [block["Id"] for block in blocks if block.get("ActiveState") in states]
 
 
-NOT_AT_REST = ("active", "activating", "reloading", "deactivating", "failed")
+RUNNING = ("active", "activating", "reloading", "deactivating")
+NOT_AT_REST = (*RUNNING, "failed")
 
 
 def main() -> None:
@@ -53,6 +55,9 @@ def main() -> None:
     if module.params["units"]:
         stopped = units_in(NOT_AT_REST, module.run_command(show, check_rc=True)[1])
     if stopped:
+        running = units_in(RUNNING, module.run_command(show, check_rc=True)[1])
+        if running:
+            module.run_command(["systemctl", "kill", "--kill-who=all", "--signal=KILL", *running], check_rc=True)
         module.run_command(["systemctl", "stop", *stopped], check_rc=True)
         failed = units_in(("failed",), module.run_command(show, check_rc=True)[1])
         if failed:  # a failed unit stays failed after a stop; the next deployment must not inherit that

@@ -126,13 +126,16 @@ def warm(url: str, token: str, statistics: str, until: float) -> int:
 
 
 def make_user(url: str, token: str, name: str, password: str) -> None:
-    """A user of the default domain with this password."""
+    """A user of the default domain with this password; one who has it is left alone (a change revokes tokens)."""
     _, found = request("GET", f"{url}/users?domain_id=default&name={name}", token)
-    if found["users"]:
+    if not found["users"]:
+        request("POST", f"{url}/users", token, {"user": {"name": name, "domain_id": "default", "password": password}})
+        return
+    try:
+        authenticate(url, name, password)
+    except CheckError:
         user = found["users"][0]["id"]
         request("PATCH", f"{url}/users/{user}", token, {"user": {"password": password}})
-    else:
-        request("POST", f"{url}/users", token, {"user": {"name": name, "domain_id": "default", "password": password}})
 
 
 def catalogue_lacks(content: dict, urls: dict[str, str]) -> list[str]:
@@ -163,12 +166,17 @@ def prepare(site: str, urls: dict[str, str], values: dict, until: float) -> dict
 def check(site: str, peer: str, urls: dict[str, str], values: dict, until: float) -> dict:
     """A user made at the peer gets a token here, and it is valid here and there."""
     user = f"check-{peer}"
-    # A write at another Galera master may not have been applied here yet.
-    token, _ = keep_trying(lambda: authenticate(urls[site], user, values["check_password"]), until)
-    for place in dict.fromkeys((site, peer)):
-        _, valid = request("GET", f"{urls[place]}/auth/tokens", token, subject=token)
-        if valid["token"]["user"]["name"] != user:
-            raise CheckError(f"{urls[place]}: a token of {user} is said to be {valid['token']['user']['name']}'s")
+
+    def attempt() -> None:
+        token, _ = authenticate(urls[site], user, values["check_password"])
+        for place in dict.fromkeys((site, peer)):
+            _, valid = request("GET", f"{urls[place]}/auth/tokens", token, subject=token)
+            if valid["token"]["user"]["name"] != user:
+                raise CheckError(f"{urls[place]}: a token of {user} is said to be {valid['token']['user']['name']}'s")
+
+    # A write at another Galera master may not have been applied here yet; and a password that was changed makes
+    # tokens of the same second invalid.
+    keep_trying(attempt, until)
     return {"user_of": peer, "issued_at": site, "valid_at": sorted({site, peer})}
 
 

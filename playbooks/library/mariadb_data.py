@@ -22,7 +22,7 @@ def main() -> None:
     changed = mariadb.seed_of() != seed
     if changed and not module.check_mode:
         try:
-            mariadb.stop()
+            mariadb.stop(kill=True)
             mariadb.lay_out(Path(seed), {})
         except (mariadb.ServerError, OSError) as error:
             module.fail_json(msg=f"the databases' first content: {error}")

@@ -39,8 +39,14 @@ def is_active() -> bool:
     return state in ("active", "activating", "reloading")
 
 
-def stop() -> None:
-    """The unit at rest, also from a state that systemd calls failed. Raises ServerError."""
+def stop(kill: bool = False) -> None:
+    """The unit at rest, also from a state that systemd calls failed. Raises ServerError.
+
+    Args:
+        kill: at once, because its data are thrown away (a Galera member that waits for others stops slowly).
+    """
+    if kill and is_active():
+        run("systemctl", "kill", "--kill-who=all", "--signal=KILL", UNIT)
     run("systemctl", "stop", UNIT)
     if run("systemctl", "show", "--property=ActiveState", "--value", UNIT).strip() == "failed":
         run("systemctl", "reset-failed", UNIT)

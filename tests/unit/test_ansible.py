@@ -135,6 +135,28 @@ def test_a_task_without_an_answer_is_stopped_and_its_hosts_are_named(book: Book,
     assert time.monotonic() - started < 30
 
 
+def test_hosts_that_wait_for_one_that_failed_are_not_waited_for(book: Book, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ansible, "FAILED_GRACE_S", 1.0)
+    started = time.monotonic()
+    with pytest.raises(PlaybookError, match=r"bad-1: Work: [^\0]*\nnot waited for any longer: slow-1\n"):
+        book.run(
+            "- name: Work\n  ansible.builtin.command: sh -c '{{ act }}'",
+            hosts={"bad-1": {"act": "exit 1"}, "slow-1": {"act": "sleep 60"}},
+        )
+    assert time.monotonic() - started < 30
+
+
+def test_a_host_that_mitogen_lost_counts_as_lost(tmp_path: Path) -> None:
+    watch = ansible.Watch()
+    watch.take({"event": "play", "hosts": ["a-1"]})
+    watch.take({"event": "task", "at": 1.0, "name": "keystone: Start"})
+    message = "Unexpected failure during module execution: the respondent Context has disconnected"
+    watch.take({"event": "result", "host": "a-1", "status": "failed", "message": message})
+    what, advice = ansible.failure_text("deploy", watch, tmp_path / "deploy.log", 2, "")
+    assert what.startswith("a-1: lost during keystone: Start: ")
+    assert "starts dead hosts anew" in advice
+
+
 def test_a_playbook_that_takes_too_long_is_stopped(book: Book) -> None:
     with pytest.raises(PlaybookError, match=r"stopped after 1 s in "):
         book.run("- name: Wait\n  ansible.builtin.command: sleep 60", limit_s=1.0)
