@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import site_networks, wan_router
+from discovery_deploy import measure, site_networks, wan_router
 from tests.integration import wan_checks
 from tests.integration.wan_bed import SITE_NAMES, SLOT, Wan, plan_of, wan_sites
 
@@ -33,6 +33,12 @@ with_netem = pytest.mark.skipif(not HAS_NETEM, reason="this kernel has no netem;
 def three(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wan]:
     with wan_sites(tmp_path_factory.mktemp("three"), SITE_NAMES[:3], mode="auto", slot=SLOT + 4) as wan:
         yield wan
+
+
+@pytest.fixture(autouse=True)
+def _gentle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Senders, router and receivers may all share the one CPU of a User-Mode Linux."""
+    monkeypatch.setattr(measure, "STREAM_DATAGRAMS_PER_S", 700)
 
 
 @with_netem

@@ -148,7 +148,7 @@ def a_change_loses_no_packet(wan: Wan) -> None:
         network(default={"delay": "0 ms"}),
     ]
     result: dict[str, Any] = {}
-    pinging = threading.Thread(target=lambda: result.update(echoes(wan, a, b, 400, 0.005)))
+    pinging = threading.Thread(target=lambda: result.update(echoes(wan, a, b, 800, 0.005)))
     pinging.start()
     pinging.join(0.7)
     for setting in settings:
@@ -159,7 +159,7 @@ def a_change_loses_no_packet(wan: Wan) -> None:
         pinging.join(0.15)
     assert pinging.is_alive(), "the changes must come while echoes are sent"
     pinging.join()
-    assert (result["sent"], result["received"], result["duplicates"], result["unsent"]) == (400, 400, 0, 0)
+    assert (result["sent"], result["received"], result["duplicates"], result["unsent"]) == (800, 800, 0, 0)
     assert result["max_s"] > 0.25, "some echoes must have seen 150 ms each way"
     assert wan.readback(old) == ()
 
