@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ SILENCE_S = 300.0
 FAILED_GRACE_S = 10.0
 """Once a host has failed in a task, how long the others may still take: they may be waiting for that very host."""
 POLL_S = 0.05
+LONGEST_TMPDIR = 70
+"""Sockets of mitogen's are made in TMPDIR, and a socket's path has at most 107 characters."""
 GRACE_S = 5.0
 KEPT_LINES = 15
 
@@ -99,8 +102,9 @@ def run_playbook(
     Args:
         name: of the playbook, e.g. "deploy".
         inventory: from `inventory.inventory`.
-        variables: from `variables.variables`; they reach Ansible in a file of mode 0600 that is removed afterwards.
-        logs: directory for `<name>.log` and `<name>.events.jsonl`; both get mode 0600.
+        variables: from `variables.variables`; they reach Ansible in a private file that is removed afterwards.
+        logs: directory for `<name>.log` and `<name>.events.jsonl`, both of mode 0600; beside it, while the playbook
+            runs, is a private directory with the variables.
         progress: takes one short line per task.
         limit_s: the playbook is stopped after so many seconds.
         silence_s: it is also stopped when a task gives no result for so long.
@@ -112,15 +116,15 @@ def run_playbook(
     events, log = logs / f"{name}.events.jsonl", logs / f"{name}.log"
     whole = with_variables(dict(inventory), variables)
     with (
-        tempfile.TemporaryDirectory(prefix="discovery-deploy-") as scratch,
+        _scratch(logs.parent / f".{name}.playbook") as scratch,
         _private(log, "a") as output,
         _private(events, "w"),
     ):
-        hosts = Path(scratch) / "inventory.json"
+        hosts = scratch / "inventory.json"
         with _private(hosts, "w") as stream:
             json.dump(whole, stream)
-        (Path(scratch) / "ansible.cfg").touch()  # the user's own does not count
-        environment = ansible_environment(playbooks, Path(scratch), events, len(whole["all"]["hosts"]))
+        (scratch / "ansible.cfg").touch()  # the user's own does not count
+        environment = ansible_environment(playbooks, scratch, events, len(whole["all"]["hosts"]))
         output.write(f"# {name}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         output.flush()
         begun = log.stat().st_size
@@ -134,6 +138,18 @@ def run_playbook(
         said = log.read_bytes()[begun:].decode(errors="replace")
         raise PlaybookError(*failure_text(name, watch, log, process.returncode, said))
     return PlaybookResult(reports=watch.reports, task_seconds=watch.seconds)
+
+
+@contextmanager
+def _scratch(path: Path) -> Iterator[Path]:
+    """An empty private directory that is removed afterwards; what a killed driver left there goes first."""
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir(mode=0o700)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path)
 
 
 def mortal(command: list[str]) -> list[str]:
@@ -179,6 +195,8 @@ def ansible_environment(playbooks: Path, scratch: Path, events: Path, hosts: int
         "LC_ALL": "C.UTF-8",
         "PYTHONUNBUFFERED": "1",
     }
+    if len(str(scratch)) < LONGEST_TMPDIR:
+        ours["TMPDIR"] = str(scratch)
     strategy = mitogen_strategies()
     if strategy is not None:
         ours |= {"ANSIBLE_STRATEGY_PLUGINS": str(strategy), "ANSIBLE_STRATEGY": "mitogen_linear"}

@@ -80,6 +80,7 @@ def base_image(cache: Path, progress: Progress) -> Path:
     Raises:
         TestbedError: not root, mmdebstrap is missing or failed; the end of its log is quoted.
     """
+    cache = cache.absolute()
     images = cache / "images"
 
     def bake(tree: Path) -> None:

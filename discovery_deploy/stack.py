@@ -12,7 +12,6 @@ import re
 import shlex
 import shutil
 import sys
-import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -186,7 +185,7 @@ def playbooks_hash(directory: Path) -> str:
 
 def cache_directory() -> Path:
     """Where content-addressed things are kept, shared by all experiments of this machine."""
-    return Path(os.environ.get("DISCOVERY_DEPLOY_CACHE") or "/var/cache/discovery-deploy")
+    return Path(os.environ.get("DISCOVERY_DEPLOY_CACHE") or "/var/cache/discovery-deploy").absolute()
 
 
 def openstack_environment(cache: Path, image: Path, release: str, progress: Progress) -> Environment:
@@ -217,6 +216,7 @@ def database_seed(cache: Path, image: Path, openstack: Environment, progress: Pr
     Raises:
         TestbedError: the build failed; the end of its output is quoted.
     """
+    cache, image = cache.absolute(), image.absolute()
     hash_ = database_hash(image.name, openstack.hash)
     target = cache / "environments" / f"database-{hash_}"
 
@@ -261,6 +261,7 @@ def lock_versions(text: str) -> dict[str, str]:
 
 
 def _python_environment(cache: Path, image: Path, kind: str, lock: str, progress: Progress) -> Environment:
+    cache, image = cache.absolute(), image.absolute()
     hash_ = digest(RECIPE, kind, image.name, BUILDS[kind], lock)
     target = cache / "environments" / f"{kind}-{hash_}"
 
@@ -307,23 +308,25 @@ def uv_program() -> Path:
     return Path(found).resolve()
 
 
-def sandbox_script(image: Path, work: Path, binds: Mapping[Path, Path], certificates: Path | None, command: str) -> str:
+def sandbox_script(image: Path, work: str, binds: Mapping[Path, Path], certificates: Path | None, command: str) -> str:
     """Shell text that runs `command` in a throw-away layer over the image. Pure.
 
     Args:
         image: the base tree; only read.
-        work: an empty directory; nothing is left in it.
-        binds: path here -> path inside, visible both ways.
+        work: name of an empty directory beside it; nothing is left in it.
+        binds: path here (absolute) -> path inside, visible both ways.
         certificates: this machine's bundle of certificate authorities.
         command: shell text that runs inside, as root, with this machine's network.
     """
     root = f"{work}/root"
+    layers = f"lowerdir={image.name},upperdir={work}/upper,workdir={work}/work"
     lines = [
         "set -e",
-        f"mount -t tmpfs -o mode=755 tmpfs {shlex.quote(str(work))}",
-        f"mkdir {work}/upper {work}/work {root}",
+        # from here all is relative: paths in overlay's options can hold neither commas nor colons
         f"cd {shlex.quote(str(image.parent))}",
-        f"mount -t overlay -o lowerdir={image.name},upperdir={work}/upper,workdir={work}/work overlay {root}",
+        f"mount -t tmpfs -o mode=755 tmpfs {work}",
+        f"mkdir {work}/upper {work}/work {root}",
+        f"mount -t overlay -o {layers} overlay {root}",
         f"mount --rbind /dev {root}/dev",
         f"mount -t proc proc {root}/proc",
         f"cp -L /etc/resolv.conf /etc/hosts {root}/etc/",
@@ -357,17 +360,21 @@ def _build(
     environment |= {"PREFIX": str(HOST_DIRECTORY / name), "HOME": "/root", **variables}
     if certificates is not None:
         environment["SSL_CERT_FILE"] = CERTIFICATES
-    with tempfile.TemporaryDirectory(prefix="discovery-deploy-") as work:
-        text = sandbox_script(image, Path(work), inside, certificates, script)
+    logs = cache / "logs"
+    logs.mkdir(exist_ok=True)
+    work = image.parent / f".{name}.work"
+    work.mkdir(exist_ok=True)
+    text = sandbox_script(image, work.name, inside, certificates, script)
+
+    def step(line: str) -> None:
+        if line.startswith(("I: ", "Installed ", "Prepared ", "Bytecode compiled ")):
+            progress(line.removeprefix("I: "))
+
+    try:
         command = contained(["/bin/sh", "-c", text])
-
-        def step(line: str) -> None:
-            if line.startswith(("I: ", "Installed ", "Prepared ", "Bytecode compiled ")):
-                progress(line.removeprefix("I: "))
-
-        logs = cache / "logs"
-        logs.mkdir(exist_ok=True)
         run_logged(command, logs / f"{name}.log", f"the build of {name}", step, environment)
+    finally:
+        work.rmdir()
     (partial / "built.json").write_text(json.dumps({"image": image.name}) + "\n", encoding="utf-8")
 
 

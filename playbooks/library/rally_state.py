@@ -79,7 +79,8 @@ def main() -> None:
     database = Path(module.params["directory"]) / "rally.db"
     marks = {f"@{name}@": module.params[name] for name in (*texts, "password")}
     os.umask(0o077)
-    database.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    database.parent.mkdir(parents=True, exist_ok=True)
+    database.parent.chmod(0o700)
     new = database.with_name(".rally.db.new")
     shutil.copyfile(seed, new)
     fill(new, marks)

@@ -81,22 +81,22 @@ def test_a_build_sees_the_image_the_binds_and_the_certificates(tmp_path: Path) -
     (tmp_path / "downloads").mkdir()
     (tmp_path / "uv").write_text("")
     binds = {tmp_path / "downloads": Path("/run/downloads"), tmp_path / "uv": Path("/usr/local/bin/uv")}
-    text = stack.sandbox_script(Path("/c/images/0123"), Path("/tmp/w"), binds, Path("/m/ca.crt"), "echo it's")
+    text = stack.sandbox_script(Path("/c/images/0123"), ".w", binds, Path("/m/ca.crt"), "echo it's")
     assert text == (
         "set -e\n"
-        "mount -t tmpfs -o mode=755 tmpfs /tmp/w\n"
-        "mkdir /tmp/w/upper /tmp/w/work /tmp/w/root\n"
         "cd /c/images\n"
-        "mount -t overlay -o lowerdir=0123,upperdir=/tmp/w/upper,workdir=/tmp/w/work overlay /tmp/w/root\n"
-        "mount --rbind /dev /tmp/w/root/dev\n"
-        "mount -t proc proc /tmp/w/root/proc\n"
-        "cp -L /etc/resolv.conf /etc/hosts /tmp/w/root/etc/\n"
-        "cp -L /m/ca.crt /tmp/w/root/run/certificates.crt\n"
-        f"mkdir -p /tmp/w/root/run/downloads\n"
-        f"mount --bind {tmp_path}/downloads /tmp/w/root/run/downloads\n"
-        f"touch /tmp/w/root/usr/local/bin/uv\n"
-        f"mount --bind {tmp_path}/uv /tmp/w/root/usr/local/bin/uv\n"
-        "exec chroot /tmp/w/root /bin/bash -euo pipefail -c 'echo it'\"'\"'s'\n"
+        "mount -t tmpfs -o mode=755 tmpfs .w\n"
+        "mkdir .w/upper .w/work .w/root\n"
+        "mount -t overlay -o lowerdir=0123,upperdir=.w/upper,workdir=.w/work overlay .w/root\n"
+        "mount --rbind /dev .w/root/dev\n"
+        "mount -t proc proc .w/root/proc\n"
+        "cp -L /etc/resolv.conf /etc/hosts .w/root/etc/\n"
+        "cp -L /m/ca.crt .w/root/run/certificates.crt\n"
+        f"mkdir -p .w/root/run/downloads\n"
+        f"mount --bind {tmp_path}/downloads .w/root/run/downloads\n"
+        f"touch .w/root/usr/local/bin/uv\n"
+        f"mount --bind {tmp_path}/uv .w/root/usr/local/bin/uv\n"
+        "exec chroot .w/root /bin/bash -euo pipefail -c 'echo it'\"'\"'s'\n"
     )
 
 
