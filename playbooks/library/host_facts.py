@@ -65,7 +65,7 @@ def main() -> None:
     if module.params["environment_directory"]:
         packages |= python_versions(module.params["environment_directory"], module.params["distributions"])
     facts = system_facts(Path("/etc/os-release").read_text(), Path("/proc/cpuinfo").read_text())
-    module.exit_json(changed=False, report={"facts": facts, "packages": packages})
+    module.exit_json(changed=False, report={**facts, "packages": packages})
 
 
 if __name__ == "__main__":
