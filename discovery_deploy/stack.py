@@ -77,7 +77,9 @@ BUILDS = {"openstack": BUILD_ENVIRONMENT, "rally": BUILD_ENVIRONMENT + BUILD_RAL
 # last it has been a Galera cluster of one, so that its state has a number: members that start from it need no transfer.
 BUILD_DATABASE = r"""
 mkdir -p /run/mysqld /run/keys && chown mysql: /run/mysqld
-mariadb-install-db --user=mysql --datadir=/var/lib/mysql --skip-test-db > /dev/null
+# it grants to users at this machine's name, so the machine has none
+unshare --uts sh -ec 'echo localhost > /proc/sys/kernel/hostname
+    mariadb-install-db --user=mysql --datadir=/var/lib/mysql --skip-test-db > /dev/null'
 serve() {
     # no network: nothing but us can reach it, and its ports are its own
     unshare --net sh -c 'ip link set lo up; exec "$@"' - mariadbd --no-defaults --user=mysql --datadir=/var/lib/mysql \

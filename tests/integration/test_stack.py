@@ -1,0 +1,97 @@
+"""What is built once: the base image, the environments, the databases' first content. Built here when not cached."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from discovery_deploy import stack
+from discovery_deploy.stack import Environments
+
+pytestmark = pytest.mark.integration
+RELEASE = "2025.1"
+
+
+@pytest.fixture(scope="module")
+def image() -> Path:
+    return stack.base_image(stack.cache_directory(), print)
+
+
+@pytest.fixture(scope="module")
+def built(image: Path) -> Environments:
+    return stack.environments(stack.cache_directory(), image, RELEASE, print)
+
+
+def directory(environment: stack.Environment) -> Path:
+    return stack.cache_directory() / "environments" / environment.name
+
+
+def test_the_image_has_no_identity_and_no_way_of_this_machine(image: Path) -> None:
+    assert list((image / "etc/ssh").glob("ssh_host_*")) == []
+    assert (image / "etc/machine-id").read_text() == ""
+    assert not (image / "etc/hostname").exists()
+    assert list((image / "var/lib/mysql").iterdir()) == []
+    configuration = "".join(path.read_text() for path in (image / "etc/apt/apt.conf.d").iterdir())
+    assert "Proxy" not in configuration
+
+
+def test_the_image_may_reboot_and_starts_no_service_by_itself(image: Path) -> None:
+    units = image / "etc/systemd/system"
+    assert not (units / "systemd-logind.service").exists()
+    wanted = {path.name for path in (units / "multi-user.target.wants").iterdir()}
+    assert "ssh.service" in wanted
+    assert not wanted & {"mariadb.service", "memcached.service"}
+
+
+def test_environments_are_run_by_the_hosts_python_and_never_compile_again(built: Environments) -> None:
+    for environment in (built.openstack, built.rally):
+        place = directory(environment)
+        assert str((place / "bin/python").readlink()).startswith("/usr/bin/python3")
+        script = (place / "bin" / ("uwsgi" if environment is built.openstack else "rally")).read_text(errors="replace")
+        assert f"{environment.path}/bin/python" in script.splitlines()[0]
+        compiled = list((place / "lib").rglob("*.pyc"))
+        assert len(compiled) > 1000
+        # PEP 552: flags 1 is a hash that is not checked
+        assert {path.read_bytes()[4:8] for path in compiled} == {b"\x01\0\0\0"}
+
+
+def test_what_hosts_see_is_what_the_lock_says(built: Environments) -> None:
+    installed = {
+        path.name for path in (directory(built.openstack) / "lib/python3.11/site-packages").glob("*.dist-info")
+    }
+    assert f"keystone-{built.openstack.versions['keystone']}.dist-info" in installed
+    assert len(installed) == len(built.openstack.versions)
+
+
+def test_the_databases_first_content_holds_no_password_and_no_endpoint(built: Environments) -> None:
+    datadir = directory(built.database) / "datadir"
+    assert b"$2b$" not in (datadir / "keystone/password.ibd").read_bytes()
+    assert b"http" not in (datadir / "keystone/endpoint.ibd").read_bytes()
+    assert "seqno:   1" in (datadir / "grastate.dat").read_text()
+
+
+def test_the_databases_first_content_knows_no_host(built: Environments) -> None:
+    grants = directory(built.database) / "datadir/mysql"
+    for table in ("global_priv", "proxies_priv", "db"):
+        assert os.uname().nodename.encode() not in (grants / f"{table}.MAD").read_bytes()
+
+
+def test_a_second_call_needs_no_network_and_no_time(built: Environments) -> None:
+    program = (
+        "from discovery_deploy import stack\n"
+        "image = stack.base_image(stack.cache_directory(), print)\n"
+        f"print(stack.environments(stack.cache_directory(), image, {RELEASE!r}, print).database.name)\n"
+    )
+    command = ["unshare", "--net", sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert done.stdout == f"{built.database.name}\n"
+
+
+def test_what_was_built_is_readable_by_the_services_users(built: Environments) -> None:
+    for environment in (built.openstack, built.rally, built.database):
+        assert stat.S_IMODE(directory(environment).stat().st_mode) & 0o055 == 0o055
