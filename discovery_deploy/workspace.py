@@ -143,7 +143,7 @@ class Workspace:
         except (ValidationError, ValueError, OSError) as error:
             raise StateError(
                 f"{path}: not readable ({type(error).__name__}): damaged, or from another version",
-                "Release the experiment (`discovery-deploy release NAME`), which also removes this file, and run again.",
+                "Release the experiment (`discovery-deploy release NAME`) - it removes this file too - and run again.",
             ) from error
 
     def note(self, event: str, **details: Any) -> None:
