@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from discovery_deploy.data import data_directory
 from discovery_deploy.errors import PlaybookError
@@ -120,24 +120,29 @@ def run_playbook(
         _private(log, "a") as output,
         _private(events, "w"),
     ):
-        hosts = scratch / "inventory.json"
-        with _private(hosts, "w") as stream:
-            json.dump(whole, stream)
-        (scratch / "ansible.cfg").touch()  # the user's own does not count
-        environment = ansible_environment(playbooks, scratch, events, len(whole["all"]["hosts"]))
         output.write(f"# {name}, {time.strftime('%Y-%m-%d %H:%M:%S')}\n")
         output.flush()
         begun = log.stat().st_size
-        command = [sys.executable, "-m", "ansible", "playbook", "-i", str(hosts), str(playbooks / f"{name}.yml")]
-        process = subprocess.Popen(
-            mortal(command),
-            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
-        )  # fmt: skip
+        environment = ansible_environment(playbooks, scratch, events, len(whole["all"]["hosts"]))
+        process = _start(playbooks / f"{name}.yml", whole, scratch, output, environment)
         watch = _follow(process, events, name, progress, limit_s, silence_s, log)
     if process.returncode or watch.failures:
         said = log.read_bytes()[begun:].decode(errors="replace")
         raise PlaybookError(*failure_text(name, watch, log, process.returncode, said))
     return PlaybookResult(reports=watch.reports, task_seconds=watch.seconds)
+
+
+def _start(
+    playbook: Path, inventory: dict[str, Any], scratch: Path, output: TextIO, environment: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    hosts = scratch / "inventory.json"
+    with _private(hosts, "w") as stream:
+        json.dump(inventory, stream)
+    (scratch / "ansible.cfg").touch()  # the user's own does not count
+    return subprocess.Popen(
+        mortal([sys.executable, "-m", "ansible", "playbook", "-i", str(hosts), str(playbook)]),
+        stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
+    )  # fmt: skip
 
 
 @contextmanager

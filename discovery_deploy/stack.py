@@ -13,7 +13,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from discovery_deploy.data import data_directory
@@ -23,15 +22,12 @@ from discovery_deploy.model import Strict
 
 __all__ = [
     "Environment",
-    "Environments",
     "base_image",
     "cache_directory",
     "database_hash",
     "database_seed",
     "environment_hash",
-    "environments",
     "image_hash",
-    "inputs",
     "openstack_environment",
     "rally_environment",
 ]
@@ -141,48 +137,6 @@ class Environment(Strict):
     def path(self) -> str:
         """Its directory on hosts."""
         return str(HOST_DIRECTORY / self.name)
-
-
-class Environments(Strict):
-    """All that hosts of one release see."""
-
-    openstack: Environment
-    rally: Environment
-    database: Environment
-
-
-def environments(cache: Path, image: Path, release: str, progress: Progress) -> Environments:
-    """All environments of a release; those that are not cached are built, what does not need another at the same time.
-
-    Raises:
-        TestbedError: as `openstack_environment`.
-    """
-    with ThreadPoolExecutor(2) as pool:
-        rally = pool.submit(rally_environment, cache, image, progress)
-        openstack = openstack_environment(cache, image, release, progress)
-        database = database_seed(cache, image, openstack, progress)
-        return Environments(openstack=openstack, rally=rally.result(), database=database)
-
-
-def inputs(release: str) -> dict[str, str]:
-    """Hashes of all that prepare and deploy use besides the experiment: `image`, `openstack`, `rally`, `playbooks`.
-
-    Known without building anything.
-    """
-    image = image_hash()
-    openstack = environment_hash("openstack", image, release)
-    return {
-        "image": image,
-        "openstack": digest(openstack, database_hash(image, openstack)),
-        "rally": environment_hash("rally", image),
-        "playbooks": playbooks_hash(data_directory("playbooks")),
-    }
-
-
-def playbooks_hash(directory: Path) -> str:
-    """Hash of the playbooks, roles and plugins in a directory."""
-    files = sorted(path for path in directory.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    return digest(*((str(path.relative_to(directory)), path.read_text(encoding="utf-8")) for path in files))
 
 
 def cache_directory() -> Path:

@@ -130,51 +130,61 @@ def variables(experiment: Experiment, lease: Lease, secrets: Secrets, environmen
         secrets: of the experiment.
         environments: built for its release.
     """
-    databases = database_hosts(experiment, lease)
-    controls = role_hosts(experiment, lease, "control")
-    keystone_urls = {host.site: keystone_url(host.site_address) for host in controls}
-    shared: dict[str, Any] = {
+    urls = {host.site: keystone_url(host.site_address) for host in role_hosts(experiment, lease, "control")}
+    hosts: dict[str, dict[str, Any]] = {host.name: {} for host in lease.hosts}
+    for segment, host in enumerate(database_hosts(experiment, lease)):
+        hosts[host.name] |= {"mariadb_address": host.site_address, "galera_segment": segment}
+    addresses = {host.site: host.site_address for host in database_hosts(experiment, lease)}
+    for host in role_hosts(experiment, lease, "control"):
+        database = addresses[database_site(experiment, host.site)]
+        hosts[host.name] |= _control(experiment, host, f"keystone:{secrets.database_password}@{database}")
+    for host in role_hosts(experiment, lease, "bench"):
+        hosts[host.name] |= {"rally_site": host.site, "rally_auth_url": urls[host.site]}
+    shared = {
         "mariadb_seed": f"{environments.database.path}/datadir",
         "mariadb_max_connections": MAX_CONNECTIONS,
         "mariadb_databases": [{"name": "keystone", "user": "keystone", "password": secrets.database_password}],
         "galera_cluster": experiment.name,
         "galera_members": [
             {"host": host.name, "site": host.site, "address": host.site_address, "segment": segment}
-            for segment, host in enumerate(databases)
+            for segment, host in enumerate(database_hosts(experiment, lease))
         ],
         "galera_cache_mb": GCACHE_MB,
+        "rally_environment": environments.rally.path,
+        "rally_directory": RALLY_DIRECTORY,
+        "rally_password": secrets.admin_password,
+    }
+    keystone = _keystone(secrets) | {
         "keystone_environment": environments.openstack.path,
         "keystone_workers": experiment.deployment.workers,
-        "keystone_urls": keystone_urls,
+        "keystone_urls": urls,
+    }
+    return Variables(shared=shared | keystone, hosts=hosts)
+
+
+def _control(experiment: Experiment, host: LeasedHost, login: str) -> dict[str, Any]:
+    """What a control host is told, with its Keystone's login at the database."""
+    memcached = f"{host.site_address}:{MEMCACHED_PORT}"
+    return {
+        "memcached_address": host.site_address,
+        "memcached_port": MEMCACHED_PORT,
+        "keystone_site": host.site,
+        "keystone_address": host.site_address,
+        "keystone_port": KEYSTONE_PORT,
+        "keystone_database": f"mysql+pymysql://{login}/keystone?charset=utf8",
+        "keystone_memcached": memcached if experiment.deployment.cache == "memcached" else "",
+    }
+
+
+def _keystone(secrets: Secrets) -> dict[str, Any]:
+    """Keystone's secrets, the same at all sites."""
+    return {
         "keystone_admin_password": secrets.admin_password,
         "keystone_check_password": secrets.check_password,
         "keystone_token_keys": list(secrets.token_keys),
         "keystone_receipt_keys": list(secrets.receipt_keys),
         "keystone_credential_keys": list(secrets.credential_keys),
-        "rally_environment": environments.rally.path,
-        "rally_directory": RALLY_DIRECTORY,
-        "rally_password": secrets.admin_password,
     }
-    addresses = {host.site: host.site_address for host in databases}
-    hosts: dict[str, dict[str, Any]] = {host.name: {} for host in lease.hosts}
-    for segment, host in enumerate(databases):
-        hosts[host.name] |= {"mariadb_address": host.site_address, "galera_segment": segment}
-    for host in controls:
-        database = addresses[database_site(experiment, host.site)]
-        login = f"keystone:{secrets.database_password}@{database}"
-        memcached = f"{host.site_address}:{MEMCACHED_PORT}"
-        hosts[host.name] |= {
-            "memcached_address": host.site_address,
-            "memcached_port": MEMCACHED_PORT,
-            "keystone_site": host.site,
-            "keystone_address": host.site_address,
-            "keystone_port": KEYSTONE_PORT,
-            "keystone_database": f"mysql+pymysql://{login}/keystone?charset=utf8",
-            "keystone_memcached": memcached if experiment.deployment.cache == "memcached" else "",
-        }
-    for host in role_hosts(experiment, lease, "bench"):
-        hosts[host.name] |= {"rally_site": host.site, "rally_auth_url": keystone_urls[host.site]}
-    return Variables(shared=shared, hosts=hosts)
 
 
 def backend_role(experiment: Experiment) -> str:

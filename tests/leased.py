@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from discovery_deploy.builds import Environments
 from discovery_deploy.model import Experiment
 from discovery_deploy.providers.base import Lease, LeasedHost
-from discovery_deploy.stack import Environment, Environments
+from discovery_deploy.stack import Environment
 from discovery_deploy.variables import Secrets
 
 MARIADB = {"type": "mariadb", "site": "rennes"}

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import stack
-from discovery_deploy.stack import Environments
+from discovery_deploy import builds, stack
+from discovery_deploy.builds import Environments
 
 pytestmark = pytest.mark.integration
 RELEASE = "2025.1"
@@ -23,8 +23,8 @@ def image() -> Path:
 
 
 @pytest.fixture(scope="module")
-def built(image: Path) -> Environments:
-    return stack.environments(stack.cache_directory(), image, RELEASE, print)
+def built() -> Environments:
+    return builds.environments(stack.cache_directory(), RELEASE, print)
 
 
 def directory(environment: stack.Environment) -> Path:
@@ -83,9 +83,8 @@ def test_the_databases_first_content_knows_no_host(built: Environments) -> None:
 
 def test_a_second_call_needs_no_network_and_no_time(built: Environments) -> None:
     program = (
-        "from discovery_deploy import stack\n"
-        "image = stack.base_image(stack.cache_directory(), print)\n"
-        f"print(stack.environments(stack.cache_directory(), image, {RELEASE!r}, print).database.name)\n"
+        "from discovery_deploy import builds, stack\n"
+        f"print(builds.environments(stack.cache_directory(), {RELEASE!r}, print).database.name)\n"
     )
     command = ["unshare", "--net", sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
