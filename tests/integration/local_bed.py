@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,18 @@ def kill_now(pid: int) -> None:
     subprocess.run(["kill", "-KILL", str(pid)], check=True)
     while machine.identity(pid) is not None:
         time.sleep(0.005)
+
+
+def until(condition: Callable[[], bool], limit_s: float = 20, pause_s: float = 0.03) -> None:
+    end = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(pause_s)
+
+
+def answers(address: str) -> bool:
+    try:
+        with socket.create_connection((address, 22), timeout=1) as connection:
+            return connection.recv(3) == b"SSH"
+    except OSError:
+        return False

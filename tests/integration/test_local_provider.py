@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +15,7 @@ import pytest
 from discovery_deploy import cgroups, machine, site_networks
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.providers.base import Lease
-from tests.integration.leftovers import Snapshot
-from tests.integration.local_bed import LocalBed, experiment, in_namespace, kill_now, reaches
+from tests.integration.local_bed import LocalBed, answers, experiment, in_namespace, kill_now, reaches, until
 
 pytestmark = pytest.mark.integration
 
@@ -116,7 +111,7 @@ def test_a_container_whose_supervisor_alone_was_killed_is_replaced(shared_bed: L
 def test_a_host_that_powers_itself_off_is_dead(shared_bed: LocalBed, three: Lease) -> None:
     supervisor = shared_bed.pids(three)["lille-1"]["supervisor"]
     shared_bed.ssh(three, "lille-1", "systemctl --no-block poweroff")
-    _until(lambda: machine.identity(supervisor) is None)
+    until(lambda: machine.identity(supervisor) is None)
     assert shared_bed.provider.dead_hosts(three) == ["lille-1"]
     shared_bed.reserve(THREE)
 
@@ -136,8 +131,8 @@ def test_a_dead_router_is_reported_and_comes_back(shared_bed: LocalBed, three: L
 def test_a_reboot_from_inside_comes_back(shared_bed: LocalBed, three: Lease) -> None:
     before = shared_bed.pids(three)["paris-1"]
     shared_bed.ssh(three, "paris-1", "echo kept > /root/file; touch /run/gone; systemctl --no-block reboot")
-    _until(lambda: shared_bed.pids(three)["paris-1"]["init"] not in (None, before["init"]))
-    _until(lambda: _answers(three.at("paris").management_address))
+    until(lambda: shared_bed.pids(three)["paris-1"]["init"] not in (None, before["init"]))
+    until(lambda: answers(three.at("paris").management_address))
     assert (
         shared_bed.ssh(three, "paris-1", "cat /root/file; ls /run/gone 2>&1 | wc -l; test ! -e /run/gone") == "kept\n1"
     )
@@ -158,6 +153,24 @@ def test_a_missing_link_is_made_anew_under_a_running_host(shared_bed: LocalBed, 
 
 def _hardware_address(namespace: str) -> str:
     return in_namespace(namespace, ["cat", "/sys/class/net/eth0/address"]).stdout
+
+
+def test_a_bridge_that_passes_nothing_is_said_with_what_may_be_the_cause(shared_bed: LocalBed, three: Lease) -> None:
+    plan = shared_bed.plan(three)
+    ports = (plan["hosts"][0]["site_device"], plan["sites"][0]["tap"])
+
+    def isolate(state: str) -> None:
+        for port in ports:
+            machine.run("ip", "link", "set", port, "type", "bridge_slave", "isolated", state)
+
+    isolate("on")
+    with pytest.raises(
+        TestbedError, match=r"paris-1 does not reach its gateway 10\.\d+\.0\.1 across the bridge dd\d+s0"
+    ) as caught:
+        shared_bed.reserve(THREE)
+    assert "bridge-nf-call-iptables" in caught.value.advice
+    isolate("off")
+    shared_bed.reserve(THREE)
 
 
 def test_a_lost_namespace_is_made_anew_and_its_host_started_again(shared_bed: LocalBed, three: Lease) -> None:
@@ -250,185 +263,16 @@ def test_two_experiments_do_not_see_each_other(shared_bed: LocalBed, three: Leas
     assert shared_bed.provider.experiments() == ["three"]
 
 
-def test_other_sites_are_another_plan_and_hosts_are_made_anew(bed: LocalBed) -> None:
-    before = Snapshot.take(bed.state)
-    first = bed.reserve(experiment("grows", "paris"))
-    bed.ssh(first, "paris-1", "touch /root/file")
-    second = bed.reserve(experiment("grows", "paris", "lyon"))
-    assert any("made anew" in line for line in bed.said)
-    assert bed.ssh(second, "paris-1", "ls /root") == ""
-    assert second.identities["paris-1"] != first.details["machine_ids"]["paris-1"]
-    bed.provider.release("grows", bed.said.append)
-    assert Snapshot.take(bed.state).leftovers(before) == []
-    assert not bed.state.exists()
-
-
-def _lose_nothing(directory: Path) -> None:
-    pass
-
-
-def _lose_plan(directory: Path) -> None:
-    (directory / "plan.json").unlink()
-
-
-def _cut_plan(directory: Path) -> None:
-    text = (directory / "plan.json").read_text()
-    (directory / "plan.json").write_text(text[: len(text) // 2])
-
-
-def _lose_directory(directory: Path) -> None:
-    shutil.rmtree(directory)
-
-
-@pytest.mark.parametrize("damage", [_lose_nothing, _lose_plan, _cut_plan, _lose_directory])
-def test_release_leaves_nothing_with_and_without_the_plan(bed: LocalBed, damage: object) -> None:
-    before = Snapshot.take(bed.state)
-    lease = bed.reserve(experiment("gone", "paris", "lyon"))
-    # What a driver that has died may have left running in a host's network.
-    probe = subprocess.Popen(["ip", "netns", "exec", f"dd{bed.plan(lease)['slot']}-paris-1", "sleep", "60"])
-    assert callable(damage)
-    damage(bed.state / "gone")
-    assert len(Snapshot.take(bed.state).leftovers(before)) > 20
-    bed.provider.release("gone", bed.said.append)
-    assert Snapshot.take(bed.state).leftovers(before) == []
-    assert probe.wait(5) == -signal.SIGKILL
-    assert not bed.state.exists()
-    bed.provider.release("gone", bed.said.append)  # once more is no mistake
-
-
-RESERVE = """
-import sys
-from pathlib import Path
-from tests.integration.local_bed import LocalBed, experiment
-bed = LocalBed(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
-bed.reserve(experiment("killed", "paris", "lyon", "lille"))
-print("done")
-"""
-
-
-def _start_reserving(bed: LocalBed) -> subprocess.Popen[str]:
-    arguments = [sys.executable, "-c", RESERVE, str(bed.image), str(bed.key), str(bed.state.parent)]
-    environment = {**os.environ, "DISCOVERY_DEPLOY_STATE": str(bed.state)}
-    return subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def _begun(bed: LocalBed, sign: str) -> bool:
-    directory = bed.state / "killed"
-    return any(directory.glob(sign)) if "/" in sign or "*" in sign else (directory / sign).exists()
-
-
-@pytest.mark.parametrize(
-    ("sign", "later_s"),
-    [("plan.json", 0.0), ("plan.json", 0.06), ("hosts/*/supervise", 0.0), ("hosts/*/pid", 0.05), ("hosts/*/pid", 0.4)],
-)
-def test_after_kill_9_of_a_reserve_release_leaves_nothing(bed: LocalBed, sign: str, later_s: float) -> None:
-    before = Snapshot.take(bed.state)
-    process = _start_reserving(bed)
-    _until(lambda: _begun(bed, sign), pause_s=0.002)
-    time.sleep(later_s)
-    process.kill()
-    process.wait()
-    bed.provider.release("killed", bed.said.append)
-    left = Snapshot.take(bed.state).leftovers(before)
-    time.sleep(0.3)  # nothing may appear later either
-    assert (left, Snapshot.take(bed.state).leftovers(before)) == ([], [])
-    assert not bed.state.exists()
-
-
-def test_after_kill_9_of_a_reserve_the_next_one_goes_on(bed: LocalBed) -> None:
-    process = _start_reserving(bed)
-    _until(lambda: _begun(bed, "hosts/*/pid"), pause_s=0.002)
-    process.kill()
-    process.wait()
-    lease = bed.reserve(experiment("killed", "paris", "lyon", "lille"))
-    assert bed.provider.dead_hosts(lease) == []
-    assert [bed.ssh(lease, host, "hostname") for host in HOSTS] == list(HOSTS)
-
-
-def test_while_one_process_reserves_another_waits_for_it(bed: LocalBed) -> None:
-    process = _start_reserving(bed)
-    _until(lambda: _begun(bed, "hosts/*/pid"), pause_s=0.002)
-    lease = bed.reserve(experiment("killed", "paris", "lyon", "lille"))
-    output, _ = process.communicate(timeout=30)
-    assert output == "done\n"
-    assert bed.provider.dead_hosts(lease) == []
-
-
-@contextmanager
-def _mounted(bed: LocalBed, kind: str, options: str, point: Path) -> Iterator[None]:
-    point.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", kind, kind, "-o", options, str(point)], check=True)
-    try:
-        yield
-    finally:
-        bed.release_all()
-        subprocess.run(["umount", str(point)], check=True)
-
-
-def test_a_full_disk_is_said_plainly(bed: LocalBed) -> None:
-    with _mounted(bed, "tmpfs", "size=20m", bed.state):
-        with pytest.raises(
-            TestbedError, match=r"full: .*/state/full: \d+ MB free, 3 new hosts need .* MB \(disk full\)"
-        ):
-            bed.reserve(experiment("full", "paris", "lyon", "lille"))
-        (bed.state / "ballast").write_bytes(bytes(1 << 20))
-        with pytest.raises(OSError, match="No space left"):
-            (bed.state / "ballast").write_bytes(bytes(30 << 20))
-        with pytest.raises(TestbedError, match="No space left on device"):
-            bed.reserve(experiment("fuller", "paris"))
-
-
-def test_a_state_directory_that_cannot_hold_overlays_is_said_plainly(bed: LocalBed, tmp_path: Path) -> None:
-    for part in ("lower", "upper", "work"):
-        (tmp_path / part).mkdir()
-    options = f"lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work"
-    with _mounted(bed, "overlay", options, bed.state):
-        with pytest.raises(TestbedError, match=r"cannot hold the files of hosts .* choose|cannot hold") as caught:
-            bed.reserve(experiment("stacked", "paris"))
-        assert "DISCOVERY_DEPLOY_STATE" in caught.value.advice
-        assert any("overlay" in lack.what or "cannot hold" in lack.what for lack in bed.provider.lacks())
-
-
-@contextmanager
-def _changed_image(bed: LocalBed, folder: Path) -> Iterator[tuple[Path, Path]]:
-    """An image with a layer of changes over the real one: (image, layer)."""
-    for part in ("layer", "work", "image"):
-        (folder / part).mkdir()
-    options = f"lowerdir={bed.image},upperdir={folder}/layer,workdir={folder}/work"
-    with _mounted(bed, "overlay", options, folder / "image"):
-        yield folder / "image", folder / "image"
-
-
-def test_a_unit_that_fails_in_the_first_boot_is_named(bed: LocalBed, tmp_path: Path) -> None:
-    with _changed_image(bed, tmp_path) as (image, layer):
-        unit = layer / "etc/systemd/system/broken.service"
-        unit.write_text("[Service]\nType=oneshot\nExecStart=/bin/false\n")
-        (layer / "etc/systemd/system/multi-user.target.wants/broken.service").symlink_to(unit.name)
-        with pytest.raises(TestbedError, match=r"broken: paris-1: systemd says degraded; failed units: broken.service"):
-            bed.reserve(experiment("broken", "paris"), image=image)
-
-
-def test_a_container_that_cannot_start_is_named_with_the_end_of_its_log(bed: LocalBed, tmp_path: Path) -> None:
-    with _changed_image(bed, tmp_path) as (image, layer):
-        (layer / "usr/lib/systemd/systemd").unlink()
-        with pytest.raises(
-            TestbedError, match=r"(?s)paris-1: its container has ended; the end of its log:\n.*init"
-        ) as caught:
-            bed.reserve(experiment("broken", "paris"), image=image)
-        assert str(bed.state / "broken/hosts/paris-1/log") in caught.value.advice
-
-
-def _until(condition: object, limit_s: float = 20, pause_s: float = 0.03) -> None:
-    assert callable(condition)
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(pause_s)
-
-
-def _answers(address: str) -> bool:
-    try:
-        with socket.create_connection((address, 22), timeout=1) as connection:
-            return connection.recv(3) == b"SSH"
-    except OSError:
-        return False
+def test_a_machine_that_was_restarted_gets_new_files(shared_bed: LocalBed, three: Lease) -> None:
+    # Nothing runs any more, and the boot is another one: what was not yet on disk is lost.
+    shared_bed.ssh(three, "lyon-1", "touch /root/unwritten")
+    pids = shared_bed.pids(three)["lyon-1"]
+    kill_now(pids["init"])
+    kill_now(pids["supervisor"])
+    born = shared_bed.state / "three/hosts/lyon-1/born.json"
+    born.write_text(re.sub(r'"boot_id": "[^"]+"', '"boot_id": "another"', born.read_text()))
+    lease = shared_bed.reserve(THREE)
+    assert "lyon-1: the machine has been restarted" in "\n".join(shared_bed.said)
+    assert "unwritten" not in shared_bed.ssh(lease, "lyon-1", "ls /root")
+    changed = {name for name, identity in lease.identities.items() if identity != three.identities[name]}
+    assert changed == {"lyon-1"}
