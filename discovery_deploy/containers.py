@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy import cgroups, nspawn, site_networks, wan_router
+from discovery_deploy import cgroups, machine, nspawn, site_networks, wan_router
 from discovery_deploy.machine import (
     MachineError,
     Plan,
@@ -34,6 +34,7 @@ from discovery_deploy.machine import (
     own,
     processes_in,
     remove_tree,
+    run,
     session,
 )
 from discovery_deploy.wan_uml import RouterError
@@ -46,6 +47,7 @@ _NSPAWN = Path("/run/systemd/nspawn")
 
 _PACKAGE_OF = {
     "ip": "iproute2",
+    "ping": "iputils-ping",
     "systemd-nspawn": "systemd-container",
     "ssh-keygen": "openssh-client",
     "unshare": "util-linux",
@@ -57,7 +59,7 @@ _PACKAGE_OF = {
 
 def missing_commands() -> dict[str, str]:
     """Command -> Debian package, of what this machine does not have."""
-    return {command: package for command, package in _PACKAGE_OF.items() if shutil.which(command) is None}
+    return machine.missing_commands(_PACKAGE_OF)
 
 
 def up(plan: Plan, tell: Callable[[str], None] = lambda line: None) -> None:
@@ -83,6 +85,8 @@ def up(plan: Plan, tell: Callable[[str], None] = lambda line: None) -> None:
         for name in site_networks.up(plan):
             cgroups.end(plan["slot"], name)  # it would go on in a namespace that has lost its name
         _start(plan, tell)
+        if plan.get("router"):
+            _check_gateway(plan)
 
 
 def _start(plan: Plan, tell: Callable[[str], None]) -> None:
@@ -101,6 +105,19 @@ def _start(plan: Plan, tell: Callable[[str], None]) -> None:
     if failures:
         known = [(name, error) for name, error in failures.items() if isinstance(error, MachineError)]
         raise MachineError("\n".join(f"{name}: {error.what}" for name, error in known), known[0][1].advice)
+
+
+def _check_gateway(plan: Plan) -> None:
+    """Whether a host reaches its gateway: the machine's packet filter may see, and drop, what crosses a bridge."""
+    host, site = plan["hosts"][0], plan["sites"][0]
+    ping = ("ping", "-q", "-c", "1", "-w", "3", site["gateway"])
+    try:
+        run("ip", "netns", "exec", host["namespace"], *ping, keeps_lock=False)
+    except MachineError as error:
+        raise MachineError(
+            f"{host['name']} does not reach its gateway {site['gateway']} across the bridge {site['bridge']}",
+            "is it the machine's packet filter? try `sysctl -w net.bridge.bridge-nf-call-iptables=0`",
+        ) from error
 
 
 def _router_up(plan: Plan) -> None:
@@ -163,6 +180,11 @@ def _check(plan: Plan) -> None:
     if any(host["system"] for host in plan["hosts"]):
         nspawn.check(plan)
         raise_inotify()
+
+
+def inotify_can_do() -> bool:
+    """Whether the limit on inotify instances is what containers need, or `up` can raise it; changes nothing."""
+    return int(_INOTIFY.read_text()) >= INOTIFY_INSTANCES or os.access(_INOTIFY, os.W_OK)
 
 
 def raise_inotify() -> None:

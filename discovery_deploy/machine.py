@@ -71,6 +71,11 @@ def run(
     return done.stdout
 
 
+def missing_commands(packages: dict[str, str]) -> dict[str, str]:
+    """Those of the commands (command -> Debian package) that this machine does not have."""
+    return {command: package for command, package in packages.items() if shutil.which(command) is None}
+
+
 @contextmanager
 def hold(directory: Path, wait_s: float = 20) -> Iterator[None]:
     """Hold the lock of a plan's directory, which is made when it is not there.

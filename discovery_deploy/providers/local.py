@@ -33,6 +33,10 @@ ENVIRONMENTS = "/opt/discovery-deploy"
 
 ROUTER = "WAN router"
 
+_NEEDED = {"mmdebstrap": "mmdebstrap", "ssh": "openssh-client"}
+"""Commands that this provider needs beside those of `containers`, and their Debian packages."""
+_NEEDED_BY_UML = {"linux.uml": "user-mode-linux", "modprobe": "kmod"}
+
 
 def state_directory() -> Path:
     """Where local experiments keep their hosts: $DISCOVERY_DEPLOY_STATE, else /var/lib/discovery-deploy."""
@@ -147,11 +151,12 @@ class LocalProvider:
         """What this machine lacks; found by trying where that is possible."""
         if os.geteuid() != 0:
             return [Lack(what="containers and networks need root", command="sudo -i")]
+        missing = containers.missing_commands() | machine.missing_commands(_NEEDED)
         found = [
             Lack(what=f"the command {command}", command=f"apt-get install -y {package}")
-            for command, package in sorted(containers.missing_commands().items())
+            for command, package in sorted(missing.items())
         ]
-        return found or [lack for lack in _kernel_lacks(self.state) if lack is not None]
+        return found or [lack for lack in (*_kernel_lacks(self.state), *_router_lacks()) if lack is not None]
 
     def reserve(self, experiment: Experiment, public_key: str, image: Path, progress: Progress) -> Lease:
         """Make or mend the experiment's containers, networks and router. See `ProviderInterface`."""
@@ -300,19 +305,31 @@ def _kernel_lacks(state: Path) -> Iterator[Lack | None]:
     for kind in ("bridge", "veth"):
         attempt = partial(machine.run, "unshare", "--net", "ip", "link", "add", "t0", "type", kind)
         yield _tried(attempt, f"modprobe {kind}")
-    yield _tried(containers.raise_inotify, f"sysctl -w fs.inotify.max_user_instances={containers.INOTIFY_INSTANCES}")
+    if not containers.inotify_can_do():
+        yield Lack(
+            what="fs.inotify.max_user_instances is too low for containers and cannot be raised from here",
+            command=f"sysctl -w fs.inotify.max_user_instances={containers.INOTIFY_INSTANCES}",
+        )
     place = state
     while not place.exists():
         place = place.parent
     problem = nspawn.overlay_problem(place)
     if problem:
-        yield Lack(what=f"{state} cannot hold hosts' files: {problem}", command="export DISCOVERY_DEPLOY_STATE=")
-    bridged = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
-    if bridged.exists() and bridged.read_text().strip() != "0":
+        command = "export DISCOVERY_DEPLOY_STATE=DIRECTORY  # on ext4, xfs, btrfs or tmpfs"
+        yield Lack(what=f"{state} cannot hold hosts' files: {problem}", command=command)
+
+
+def _router_lacks() -> Iterator[Lack]:
+    """What a WAN router in User-Mode Linux lacks; nothing where the kernel itself can shape."""
+    if wan_router.kernel_has_netem():
+        return
+    for command, package in machine.missing_commands(_NEEDED_BY_UML).items():
         yield Lack(
-            what="the packet filter also sees traffic inside a site (bridge-nf-call-iptables) and may drop it",
-            command="sysctl -w net.bridge.bridge-nf-call-iptables=0",
+            what=f"this kernel has no netem, and the command {command} that replaces it is absent",
+            command=f"apt-get install -y {package}",
         )
+    if not Path("/dev/net/tun").exists():
+        yield Lack(what="the device /dev/net/tun", command="modprobe tun")
 
 
 def _tried(attempt: Callable[[], object], command: str) -> Lack | None:
