@@ -120,6 +120,9 @@ class Driver:
     def bench(self) -> None:
         """All pending runs, setting by setting. Raises the first error that is not a result of Rally's."""
         pending = self.pending()
+        if not pending:  # (execo takes an empty list of combinations for none given)
+            self.announce.line("every run has its result")
+            return
         for run in pending:
             self._supersede(run)
         by_key = {(run.id, run.fingerprint): run for run in pending}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -173,3 +174,5 @@ class Workspace:
             (self.path / name).unlink(missing_ok=True)
         for path in [self.path / "clouds.yaml", *self.path.glob("openrc-*")]:
             path.unlink(missing_ok=True)
+        for scratch in self.logs.glob(".*.playbook"):  # of a driver that was killed; it holds a private inventory
+            shutil.rmtree(scratch)

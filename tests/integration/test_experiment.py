@@ -38,7 +38,12 @@ class Tool:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.environment = {**os.environ, "DISCOVERY_DEPLOY_STATE": str(folder / "state"), "COLUMNS": "200"}
+        self.environment = {
+            **os.environ,
+            "DISCOVERY_DEPLOY_STATE": str(folder / "state"),
+            "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+            "COLUMNS": "200",
+        }
         self.workspace = folder / "results" / "small"
         self.file = folder / "small.yaml"
         self.write(EXPERIMENT)
