@@ -102,6 +102,9 @@ def test_hosts_have_no_way_out_by_the_management_network(plan: Plan) -> None:
         in_namespace(plan["hosts"][0]["namespace"], ["ip", "-6", "-o", "address", "show", "dev", "eth0"]).stdout == ""
     )
     for bridge in (plan["management"]["bridge"], plan["sites"][0]["bridge"]):
+        Path(f"/proc/sys/net/ipv4/conf/{bridge}/forwarding").write_text("1")
+    containers.up(plan)
+    for bridge in (plan["management"]["bridge"], plan["sites"][0]["bridge"]):
         assert Path(f"/proc/sys/net/ipv4/conf/{bridge}/forwarding").read_text() == "0\n"
         assert Path(f"/proc/sys/net/ipv6/conf/{bridge}/disable_ipv6").read_text() == "1\n"
 

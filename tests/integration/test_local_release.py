@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from discovery_deploy import machine
 from tests.integration.leftovers import Snapshot
 from tests.integration.local_bed import LocalBed, experiment, until
 
@@ -114,13 +115,16 @@ def test_after_kill_9_of_a_reserve_the_next_one_goes_on(bed: LocalBed) -> None:
     assert [bed.ssh(lease, host, "hostname") for host in names] == names
 
 
-def test_while_one_process_reserves_another_waits_for_it(bed: LocalBed) -> None:
-    process = _start_reserving(bed)
-    until(lambda: _begun(bed, "hosts/*/pid"), pause_s=0.002)
-    lease = bed.reserve(experiment("killed", "paris", "lyon", "lille"))
+def test_while_one_process_works_on_an_experiment_another_waits(bed: LocalBed) -> None:
+    directory = bed.state / "killed"
+    with machine.hold(directory):
+        process = _start_reserving(bed)
+        until(lambda: (directory / "plan.json").exists())
+        time.sleep(0.5)
+        assert process.poll() is None
+        assert [entry.name for entry in directory.iterdir()] == ["plan.json"]
     output, _ = process.communicate(timeout=30)
     assert output == "done\n"
-    assert bed.provider.dead_hosts(lease) == []
 
 
 @pytest.mark.parametrize("later_s", [0.03, 0.15, 0.4])
