@@ -96,7 +96,7 @@ def memory_mb(plan: Path) -> float:
     shown = subprocess.run([sys.executable, "-m", "discovery_deploy.containers", "status", str(plan)],
                            capture_output=True, text=True, check=True, cwd=ROOT)  # fmt: skip
     total_kb = 0
-    pids = {pid for host in json.loads(shown.stdout).values() for pid in host.get("pids", [])}
+    pids = {pid for host in json.loads(shown.stdout).values() for pid in host["pids"].values() if pid}
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:

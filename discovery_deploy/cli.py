@@ -20,7 +20,7 @@ from rich.console import Console
 
 from discovery_deploy import __version__, commands, config, doctor, opening, stack
 from discovery_deploy.driver import Driver
-from discovery_deploy.errors import EXIT_BUG, EXIT_TESTBED, DiscoveryError
+from discovery_deploy.errors import EXIT_BUG, EXIT_TESTBED, DiscoveryError, InterruptedByUserError
 from discovery_deploy.phases import Phase
 from discovery_deploy.progress import ConsoleAnnouncer
 from discovery_deploy.providers import provider_named
@@ -88,7 +88,12 @@ def _driver(file: Path, folder: Path | None, verbose: bool, retry_invalid: bool 
         testbed = Testbed(opened.experiment, workspace, provider, announce)
         try:
             yield Driver(testbed, opened.source, retry_invalid)
-        except (KeyboardInterrupt, DiscoveryError) as error:
+        except KeyboardInterrupt:
+            workspace.note("stopped", error="interrupted", what=[])
+            raise InterruptedByUserError(
+                "interrupted; what was done is kept", "Run again to go on, or release."
+            ) from None
+        except DiscoveryError as error:
             workspace.note("stopped", error=type(error).__name__, what=str(error).splitlines()[:3])
             raise
         finally:

@@ -12,6 +12,7 @@ EXIT_PLAYBOOK = 4
 EXIT_NOT_VALID = 5
 EXIT_STATE = 6
 EXIT_BUG = 70
+EXIT_INTERRUPTED = 130
 
 
 class DiscoveryError(Exception):
@@ -62,3 +63,9 @@ class StateError(DiscoveryError):
     """The workspace is locked, unreadable, or belongs to another experiment."""
 
     exit_code = EXIT_STATE
+
+
+class InterruptedByUserError(DiscoveryError):
+    """Ctrl-C or SIGTERM; what was done is kept."""
+
+    exit_code = EXIT_INTERRUPTED

@@ -56,6 +56,13 @@ def write_file(path: Path, text: str, mode: int = 0o644) -> None:
         ) from error
 
 
+def _holder(lock: Path) -> str:
+    try:
+        return (lock.parent / "holder").read_text(encoding="utf-8").strip()
+    except OSError:
+        return "which one is not known"
+
+
 class Workspace:
     """One experiment's folder. Create it with `Workspace(path)`, hold `lock()` while changing anything.
 
@@ -104,22 +111,23 @@ class Workspace:
             StateError: another process holds it; its pid is named.
         """
         path = self.path / "lock"
-        with path.open("a+", encoding="utf-8") as stream:
+        try:
+            stream = path.open("a+", encoding="utf-8")
+        except OSError as error:
+            raise StateError(
+                f"{path}: {error.strerror}", "Mend the permissions, or choose another --workspace."
+            ) from error
+        with stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                stream.seek(0)
-                holder = stream.read().strip() or "unknown"
                 raise StateError(
-                    f"{self.path}: another discovery-deploy works on this experiment ({holder})",
+                    f"{self.path}: another discovery-deploy works on this experiment ({_holder(path)})",
                     "Wait until it ends, or end it; what it had done is kept.",
                 ) from None
-            os.set_inheritable(stream.fileno(), False)
-            stream.truncate(0)
-            stream.write(f"pid {os.getpid()}, since {now()}")
-            stream.flush()
+            write_file(self.path / "holder", f"pid {os.getpid()}, since {now()}\n")
             yield
-            stream.truncate(0)
+            (self.path / "holder").unlink(missing_ok=True)
 
     def public_key(self) -> str:
         """The experiment's public key, made at the first call. Raises StateError."""
@@ -174,5 +182,5 @@ class Workspace:
             (self.path / name).unlink(missing_ok=True)
         for path in [self.path / "clouds.yaml", *self.path.glob("openrc-*")]:
             path.unlink(missing_ok=True)
-        for scratch in self.logs.glob(".*.playbook"):  # of a driver that was killed; it holds a private inventory
+        for scratch in self.path.glob(".*.playbook"):  # of a driver that was killed; it holds a private inventory
             shutil.rmtree(scratch)
