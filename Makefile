@@ -50,7 +50,7 @@ unit: $(TEST_STAMP)
 	$(BIN)/python -m pytest -q tests -m "not integration"
 
 integration: $(TEST_STAMP)
-	$(BIN)/python -m pytest -q tests -m integration -p no:randomly
+	$(BIN)/python -m pytest -q tests -m integration -p no:randomly --durations=25
 
 test: style unit integration ## All tests: style, unit, contract, then the real deployments
 
