@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -263,8 +264,9 @@ def test_a_driver_killed_in_a_phase_is_followed_by_one_that_goes_on(tool: Tool, 
     changed["network"]["default"] = {"delay": "2 ms"}
     # Every phase gets something to do, whatever was done before.
     changed["deployment"]["workers"] = 2
-    changed["question"] = phase
     tool.write(changed)
+    for path in tool.workspace.glob("runs/*get_entities*"):
+        shutil.rmtree(path)
     if phase in ("reserve", "prepare"):
         tool("release", "small")
     elif phase == "deploy":
@@ -272,8 +274,7 @@ def test_a_driver_killed_in_a_phase_is_followed_by_one_that_goes_on(tool: Tool, 
         changed["deployment"]["workers"] = 1
         tool.write(changed)
     elif phase == "bench":
-        for path in tool.workspace.glob("runs/*get_entities*"):
-            subprocess.run(["rm", "-rf", str(path)], check=True)
+        tool("verify", "small.yaml")
     else:
         changed["network"]["default"] = {"delay": "3 ms"}
         tool.write(changed)
