@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -336,6 +337,8 @@ def release(name: str, provider: ProviderInterface, announce: Announcer, workspa
         Remote(workspace.ssh_config).close(host.name for host in lease.hosts)
     provider.release(name, announce.line)
     shutil.rmtree(control, ignore_errors=True)
+    with suppress(OSError):  # other experiments have theirs there, or it never was
+        CONTROL_SOCKETS.rmdir()
     if workspace is not None:
         workspace.remove_lease()
         workspace.note("released")
