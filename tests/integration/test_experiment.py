@@ -90,11 +90,11 @@ class Tool:
 
 @pytest.fixture(scope="module")
 def tool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
-    before = Snapshot.take()
     made = Tool(tmp_path_factory.mktemp("experiment"))
+    before = Snapshot.take(made.folder / "state")
     yield made
     made("release", "small")
-    assert Snapshot.take().leftovers(before) == []
+    assert Snapshot.take(made.folder / "state").leftovers(before) == []
     assert not list((made.folder / "state").glob("small*"))
 
 

@@ -27,10 +27,10 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     first = smaller.index("    - task: keystone/authenticate")
     smaller = smaller[:first] + smaller[smaller.index("    - task: keystone/create") :]
     (tmp_path / "quickstart.yaml").write_text(smaller)
-    before = Snapshot.take()
+    before = Snapshot.take(tmp_path / "state")
     yield tmp_path
     run(tmp_path, "release quickstart")
-    assert Snapshot.take().leftovers(before) == []
+    assert Snapshot.take(tmp_path / "state").leftovers(before) == []
 
 
 def run(folder: Path, words: str) -> subprocess.CompletedProcess[str]:
