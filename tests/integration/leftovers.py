@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,3 +85,11 @@ class Snapshot:
     def leftovers(self, before: Snapshot) -> list[str]:
         """What is here and was not there before."""
         return sorted(self.lines - before.lines)
+
+
+def left_behind(state: Path, before: Snapshot, patience_s: float = 10.0) -> list[str]:
+    """What is still here after a release, once what is ending has had its time (a process that exits, say)."""
+    deadline = time.monotonic() + patience_s
+    while (left := Snapshot.take(state).leftovers(before)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return left

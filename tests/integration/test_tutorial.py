@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.leftovers import Snapshot
+from tests.integration.leftovers import Snapshot, left_behind
 
 pytestmark = pytest.mark.integration
 
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     before = Snapshot.take(tmp_path / "state")
     yield tmp_path
     run(tmp_path, "release quickstart")
-    assert Snapshot.take(tmp_path / "state").leftovers(before) == []
+    assert left_behind(tmp_path / "state", before) == []
 
 
 def run(folder: Path, words: str) -> subprocess.CompletedProcess[str]:
