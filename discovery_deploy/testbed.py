@@ -27,7 +27,7 @@ from discovery_deploy import (
 from discovery_deploy.campaign import Setting
 from discovery_deploy.errors import StateError
 from discovery_deploy.model import Experiment, Strict
-from discovery_deploy.phases import PHASES, Phase, State, must_destroy, stale_phases, wanted_hashes
+from discovery_deploy.phases import PHASES, Phase, State, digest, must_destroy, stale_phases, wanted_hashes
 from discovery_deploy.providers.base import Lease, ProviderInterface
 from discovery_deploy.remote import Remote, ssh_config_text
 from discovery_deploy.workspace import Workspace, now, write_file
@@ -204,7 +204,7 @@ class Testbed:
             self._keep(self.state.model_copy(update={"deployed": UNKNOWN}))
         elif before is None or not set(before.identities.items()) & set(lease.identities.items()):
             self._keep(self.state.model_copy(update={"deployed": None}))
-        control = CONTROL_SOCKETS / experiment.name
+        control = control_sockets(self.workspace)
         control.mkdir(parents=True, exist_ok=True, mode=0o700)
         hosts = [(host.name, host.management_address) for host in lease.hosts]
         write_file(self.workspace.ssh_config, ssh_config_text(hosts, self.workspace.key, control), 0o600)
@@ -319,6 +319,11 @@ class Testbed:
         release(self.experiment.name, self.provider, self.announce, self.workspace)
 
 
+def control_sockets(workspace: Workspace) -> Path:
+    """Folder of ssh's sockets of one workspace; two workspaces never share it, whatever their experiments' names."""
+    return CONTROL_SOCKETS / digest(str(workspace.path))[:8]
+
+
 def readable_lease(workspace: Workspace) -> Lease | None:
     """The lease, or None when there is none that can be read: what is released needs no lease."""
     try:
@@ -331,14 +336,15 @@ def release(name: str, provider: ProviderInterface, announce: Announcer, workspa
     """Give back everything of an experiment, found by its name, with or without its workspace."""
     announce.phase("release", name)
     started = time.monotonic()
-    control = CONTROL_SOCKETS / name
     lease = readable_lease(workspace) if workspace is not None else None
     if lease is not None and workspace is not None and workspace.ssh_config.exists():
         Remote(workspace.ssh_config).close(host.name for host in lease.hosts)
     provider.release(name, announce.line)
-    shutil.rmtree(control, ignore_errors=True)
-    with suppress(OSError):  # other experiments have theirs there, or it never was
-        CONTROL_SOCKETS.rmdir()
+    if workspace is not None:
+        shutil.rmtree(control_sockets(workspace), ignore_errors=True)
+    for folder in (*CONTROL_SOCKETS.glob("*"), CONTROL_SOCKETS):
+        with suppress(OSError):  # others still use theirs, or it never was
+            folder.rmdir()
     if workspace is not None:
         workspace.remove_lease()
         workspace.note("released")
