@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from discovery_deploy.model import Scenario
 from discovery_deploy.phases import digest, wanted_hashes
 from discovery_deploy.provenance import machine_facts, tool_commit
 from discovery_deploy.providers.base import Lease
-from discovery_deploy.records import HostFacts, Provenance, RunRecord
+from discovery_deploy.records import HostFacts, Provenance, RouterFacts, RunRecord
 from discovery_deploy.testbed import Testbed
 from discovery_deploy.workspace import now
 
@@ -158,6 +159,7 @@ class Driver:
         self.announce.phase("bench", label)
         started_at = now()
         self.workspace.note("run started", run=run.id)
+        load_before = os.getloadavg()[0]
         hosts = [testbed.lease.at(site, "bench") for site in experiment.bench_sites()]
         task = rally.rally_task(self.tasks[run.scenario.task], run.scenario)
         folder = self.workspace.runs / run.id
@@ -193,6 +195,7 @@ class Driver:
             ),
             started_at=started_at,
             finished_at=now(),
+            machine_load=(round(load_before, 2), round(os.getloadavg()[0], 2)),
             wan_before=before,
             wan_after=after,
             files={result.site: result.site for result in results},
@@ -227,11 +230,13 @@ class Driver:
         for host in self.testbed.lease.hosts:
             facts = HostFacts.model_validate({"name": host.name, "site": host.site, **reports[host.name]})
             self.workspace.save(f"facts/{host.name}.json", facts)
+        facts_of_router = RouterFacts(text=self.testbed.provider.router_facts(self.testbed.lease))
+        self.workspace.save("router.json", facts_of_router)
         self.announce.done("collect", round(time.monotonic() - started, 3))
 
     def provenance(self) -> Provenance:
         """What it takes to believe and to repeat the experiment."""
-        lease = self.workspace.load("lease.json", Lease)
+        router = self.workspace.load("router.json", RouterFacts)
         facts = [HostFacts.model_validate_json(path.read_text()) for path in
                  sorted((self.workspace.path / "facts").glob("*.json"))]  # fmt: skip
         inputs = self.testbed.inputs
@@ -239,7 +244,7 @@ class Driver:
             tool_version=__version__,
             tool_commit=tool_commit(),
             provider=self.experiment.provider.type,
-            wan_router=lease.router if lease else "released",
+            wan_router=router.text if router else "not known (the run did not come to its end)",
             machine=machine_facts(),
             hashes={**inputs.model_dump(), "experiment file": digest(self.source)},
             hosts=tuple(facts),

@@ -54,6 +54,8 @@ class RunRecord(Strict):
     """Why the run is not valid: WAN out of tolerance, Rally failed... Empty: valid."""
     started_at: str
     finished_at: str
+    machine_load: tuple[float, float] | None = None
+    """Load average (1 minute) of the driving machine before and after; on provider `local` it is the hosts' too."""
     wan_before: WanReport | None
     wan_after: WanReport | None
     files: dict[str, str] = {}
@@ -63,6 +65,12 @@ class RunRecord(Strict):
     def valid(self) -> bool:
         """Whether the run's numbers may be used."""
         return not self.problems
+
+
+class RouterFacts(Strict):
+    """Provenance of what shapes the WAN."""
+
+    text: str
 
 
 class HostFacts(Strict):
@@ -84,7 +92,7 @@ class Provenance(Strict):
     tool_commit: str | None
     provider: str
     wan_router: str
-    """`netns` or `uml`, with the kernel that shapes."""
+    """What shapes the WAN: `netns` or `uml` with kernel and scheduling, and TCP's congestion control."""
     machine: dict[str, str]
     """Facts of the machine: cpu, cores, memory, kernel, os."""
     hashes: dict[str, str]

@@ -18,6 +18,9 @@ from discovery_deploy.machine import MachineError, Plan, is_namespace, namespace
 QUEUE_PACKETS = 10000
 """`txqueuelen` of every device: a burst on the local network must not be dropped before it reaches the WAN."""
 
+CONGESTION_CONTROL = "cubic"
+"""TCP's congestion control between sites, whatever the machine's own is: part of what is measured (loss, rate)."""
+
 _RULE_PREFERENCE = 5000
 """A slot's routing rules have this plus twice its number, and the next: so they are found without the plan."""
 
@@ -227,7 +230,7 @@ def inside_commands(plan: Plan, host: dict[str, Any], inside: Inside | None) -> 
             )
             lines.append(f"address replace {address}/{length} dev {device}")
     if inside is None or inside.gateway != site["gateway"] or len(lines):
-        lines.append(f"route replace default via {site['gateway']} dev eth0")
+        lines.append(f"route replace default via {site['gateway']} dev eth0 congctl {CONGESTION_CONTROL}")
     return lines
 
 

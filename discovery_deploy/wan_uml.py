@@ -199,7 +199,9 @@ class UmlRouter:
         (self.directory / "scheduling").write_text(" ".join(priority))
         kernel = ["linux.uml", f"mem={self.memory_mb}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"]
         kernel += [f"init={self.directory}/init", "con=null", "con0=null,fd:1", f"ssl0=fd:{commands},fd:{answers}"]
-        kernel += ["ssl=null", "quiet", "umid=wan", f"uml_dir={self.directory}/uml"]
+        # raid6 would spend most of the boot's time on choosing its fastest algorithm.
+        kernel += ["initcall_blacklist=raid6_select_algo", "ssl=null", "quiet"]
+        kernel += ["umid=wan", f"uml_dir={self.directory}/uml"]
         kernel += [f"{port.device}:transport=tap,ifname={port.tap},depth=128,gro=1" for port in self.ports]
         with (self.directory / "uml.log").open("wb") as log:
             # --fork: whoever reaps orphans reaps it; it is nobody's child and in a session of its own.

@@ -81,6 +81,9 @@ class ProviderInterface(Protocol):
     def read_shape(self, lease: Lease) -> str:
         """What tc shows there: one JSON text {"qdisc": {device: [...]}, "class": {...}, "filter": {...}}."""
 
+    def router_facts(self, lease: Lease) -> str:
+        """What shapes the WAN, in words: mode, kernel, scheduling, and TCP's congestion control between sites."""
+
     def release(self, experiment_name: str, progress: Progress) -> None:
         """Give everything back, from any state, also without a lease: found by the experiment's name."""
 

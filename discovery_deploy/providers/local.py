@@ -224,6 +224,15 @@ class LocalProvider:
         with _as_testbed_error(lease.experiment):
             return wan_router.read(lease.details["plan"])
 
+    def router_facts(self, lease: Lease) -> str:
+        """The WAN router's mode, kernel and scheduling, and hosts' congestion control."""
+        with _as_testbed_error(lease.experiment):
+            facts = wan_router.facts(lease.details["plan"])
+        return (
+            f"{facts['mode']}, kernel {facts['kernel']}, scheduled by {facts['scheduling']}; "
+            f"TCP between sites: {site_networks.CONGESTION_CONTROL}"
+        )
+
     def release(self, experiment_name: str, progress: Progress) -> None:
         """Remove everything of an experiment from this machine, from any state, with or without its plan."""
         directory = self.state / experiment_name

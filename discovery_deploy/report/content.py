@@ -57,7 +57,7 @@ def view(
         "not_counted": not_counted(runs),
         "without_iterations": without_iterations(runs, numbers.iterations),
         "errors": errors(numbers.iterations),
-        "provenance": provenance_view(provenance),
+        "provenance": provenance_view(provenance, runs),
         "beside": text.BESIDE,
     }
 
@@ -309,7 +309,16 @@ def errors(iterations: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def provenance_view(provenance: Provenance) -> dict[str, Any]:
+def load_range(runs: Sequence[RunRecord]) -> str:
+    """How busy the driving machine was around the runs; on provider `local` with the hosts' own work in it."""
+    loads = [run.machine_load for run in runs if run.machine_load is not None]
+    if not loads:
+        return text.NONE
+    before, after = zip(*loads, strict=True)
+    return f"{min(before):.1f} to {max(before):.1f} before runs, {min(after):.1f} to {max(after):.1f} after"
+
+
+def provenance_view(provenance: Provenance, runs: Sequence[RunRecord]) -> dict[str, Any]:
     """Provenance as tables: packages side by side, hosts that differ made visible."""
     packages: dict[str, dict[str, list[str]]] = {}
     for host in provenance.hosts:
@@ -321,7 +330,7 @@ def provenance_view(provenance: Provenance) -> dict[str, Any]:
         "commit": provenance.tool_commit or "not known (no checkout)",
         "provider": provenance.provider,
         "router": provenance.wan_router,
-        "machine": list(provenance.machine.items()),
+        "machine": [*provenance.machine.items(), ("load average (1 minute)", load_range(runs))],
         "hashes": list(provenance.hashes.items()),
         "phases": [(phase, text.seconds(value)) for phase, value in provenance.phase_seconds.items()],
         "hosts": provenance.hosts,

@@ -213,7 +213,7 @@ def test_inside_a_lost_address_comes_back_and_the_gateway_with_it() -> None:
     assert site_networks.inside_commands(plan, plan["hosts"][0], without) == [
         "link set eth0 address 02:dd:0a:83:00:0a addrgenmode none txqueuelen 10000 up",
         "address replace 10.131.0.10/24 dev eth0",
-        "route replace default via 10.131.0.1 dev eth0",
+        "route replace default via 10.131.0.1 dev eth0 congctl cubic",
     ]
 
 
