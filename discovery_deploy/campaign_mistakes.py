@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from discovery_deploy import campaign, mistakes
-from discovery_deploy.fields import factor_path_problem, format_path, near, parse_path, set_in
+from discovery_deploy.fields import factor_path_problem, format_path, parse_path, set_in
 from discovery_deploy.model import Experiment
-from discovery_deploy.references import Mistake, Place
+from discovery_deploy.references import Mistake, Place, near
 from discovery_deploy.wording import shown
 
 MOST_SETTINGS = 10_000

@@ -5,7 +5,6 @@ Works on the model's types and on plain data (what YAML and JSON hold), so that 
 
 from __future__ import annotations
 
-import difflib
 import functools
 import re
 import types
@@ -15,7 +14,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from discovery_deploy.model import Experiment, Strict
-from discovery_deploy.references import Place
+from discovery_deploy.references import Place, near
 
 _STEP = re.compile(r"(?:^|(?<=[\w\]])\.)([a-z][a-z0-9_]*)|\[(0|[1-9][0-9]*)\]")
 _VARYING: tuple[Place, ...] = (("network", "default"), ("network", "constraints"), ("deployment",))
@@ -125,6 +124,8 @@ def _item(data: Any, step: str | int) -> Any:
 def _step_into(kind: Any, step: str | int) -> tuple[Any, ...]:
     if isinstance(step, str):
         field = keys_of(kind).get(step) if is_model(kind) else None
+        if get_origin(kind) is dict:
+            return alternatives(get_args(kind)[1])
         return alternatives(field.annotation) if field else ()
     items = get_args(kind) if get_origin(kind) is tuple else ()
     if len(items) == 2 and items[1] is Ellipsis:
@@ -149,14 +150,10 @@ def type_names(model: type[Strict]) -> tuple[str, ...]:
     return get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
 
 
-def near(name: str, known: Iterable[str]) -> str | None:
-    """The known name that a mistyped one most probably meant."""
-    return next(iter(difflib.get_close_matches(name, sorted(known), 1, 0.6)), None)
-
-
 def factor_paths(data: Any) -> list[str]:
     """Paths of all fields that a factor may vary in an experiment, given as plain data."""
-    return [format_path(place) for place in _places_below((), data) if can_vary(place)]
+    places = dict.fromkeys(_places_below((), data))  # alternatives of a union may have the same keys
+    return [format_path(place) for place in places if can_vary(place)]
 
 
 def _places_below(place: Place, data: Any) -> Iterator[Place]:

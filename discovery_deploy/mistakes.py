@@ -126,8 +126,9 @@ class _Patient:
             get_in(self.data, place[:-1]).pop(place[-1])
 
     def _can_be_left_out(self, place: Place) -> bool:
-        models = [kind for kind in types_at(place[:-1], self.data) if is_model(kind)]
-        return any(place[-1] in keys and not keys[str(place[-1])].is_required() for keys in map(keys_of, models))
+        kinds = types_at(place[:-1], self.data)
+        models = [kind for kind in kinds if is_model(kind)]
+        return any(get_origin(kind) is dict for kind in kinds) or any(place[-1] in keys and not keys[str(place[-1])].is_required() for keys in map(keys_of, models))
 
     def _value(self, place: Place) -> Any:
         try:

@@ -9,38 +9,55 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    field_validator,
-    model_validator,
-)
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from discovery_deploy.references import Mistake, each_once, reference_mistakes, refuse
+from discovery_deploy.deployment import (
+    Backend,
+    Cells,
+    Centralized,
+    Computes,
+    Deployment,
+    GaleraBackend,
+    MariadbBackend,
+    Regions,
+    SharedState,
+    Topology,
+)
+from discovery_deploy.deployment_mistakes import deployment_mistakes
+from discovery_deploy.references import Mistake, reference_mistakes, refuse
+from discovery_deploy.strict import Count, HostName, Name, Once, Strict
 from discovery_deploy.units import Duration, Rate, Ratio, format_duration
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z]([a-z0-9-]{0,18}[a-z0-9])?$")]
-"""Lower case, digits and dashes, at most 20 characters: it becomes part of host names."""
-HostName = Annotated[str, StringConstraints(pattern=r"^[a-z]([a-z0-9-]{0,22}[a-z0-9])?$")]
-"""As `Name`, at most 24 characters, so that `<site>-1` is one for every site."""
-Count = Annotated[int, Field(strict=True)]
-"""A whole number; a text, a truth value or 2.0 is not one."""
+__all__ = (
+    "ROLES",
+    "Backend",
+    "Campaign",
+    "Cells",
+    "Centralized",
+    "Computes",
+    "Constraint",
+    "DefaultShape",
+    "Deployment",
+    "Experiment",
+    "Factor",
+    "GaleraBackend",
+    "Host",
+    "MariadbBackend",
+    "Network",
+    "Provider",
+    "Regions",
+    "Role",
+    "Scenario",
+    "Shape",
+    "SharedState",
+    "Site",
+    "Strict",
+    "Topology",
+    "Verify",
+)
 
-Role = Literal["control", "database", "bench"]
-ROLES: tuple[Role, ...] = ("control", "database", "bench")
-
-
-class Strict(BaseModel):
-    """Base of all that is read from or written to a file: frozen, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
-
-
-Once = AfterValidator(each_once)
-"""Refuses a list that holds an item twice."""
+Role = Literal["control", "database", "bench", "compute"]
+ROLES: tuple[Role, ...] = ("control", "database", "bench", "compute")
 
 
 class Provider(Strict):
@@ -56,7 +73,8 @@ class Host(Strict):
     roles: Annotated[tuple[Role, ...], Once] = Field(
         ROLES,
         min_length=1,
-        description="What runs on it: `control` (OpenStack services and memcached), `database`, `bench` (Rally).",
+        description="What may run on it: `control` (OpenStack services and memcached), `database`, `bench` (Rally), "
+        "`compute` (Nova's computes, with nova).",
     )
 
 
@@ -201,37 +219,6 @@ class Network(Strict):
         return self
 
 
-class MariadbBackend(Strict):
-    """One MariaDB, at one site, for all sites."""
-
-    type: Literal["mariadb"] = Field(description="One MariaDB server, used by every site.")
-    site: Name = Field(description="The site that holds it.")
-
-
-class GaleraBackend(Strict):
-    """MariaDB Galera: a master at every site that has a `database` host."""
-
-    type: Literal["galera"] = Field(description="A Galera cluster with a master in each site.")
-
-
-Backend = Annotated[MariadbBackend | GaleraBackend, Field(discriminator="type")]
-
-
-class Deployment(Strict):
-    """Which OpenStack is deployed, and how its state is kept."""
-
-    release: Literal["2025.1"] = Field("2025.1", description="OpenStack release; a lock file in the package pins it.")
-    services: Annotated[tuple[Literal["keystone"], ...], Once] = Field(
-        ("keystone",), min_length=1, description="Services at every site."
-    )
-    backend: Backend = Field(description="State backend of the services.")
-    cache: Literal["memcached", "none"] = Field(
-        "memcached",
-        description="Keystone's cache: the site's memcached, or `none`, the release's own default (a null backend).",
-    )
-    workers: Count = Field(2, ge=1, le=64, description="Worker processes of each API at each site.")
-
-
 class Scenario(Strict):
     """One Rally task to run in every setting."""
 
@@ -305,7 +292,7 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _references(self) -> Experiment:
-        refuse(reference_mistakes(self))
+        refuse([*deployment_mistakes(self), *reference_mistakes(self)])
         return self
 
     def site(self, name: str) -> Site:
@@ -327,8 +314,27 @@ class Experiment(Strict):
         return (self.campaign.bench_site or self.sites[0].name,)
 
     def database_sites(self) -> tuple[str, ...]:
-        """Names of the sites that hold a database server."""
+        """Names of the sites that hold a server of the state backend."""
         backend = self.deployment.backend
         if isinstance(backend, MariadbBackend):
             return (backend.site,)
         return tuple(site.name for site in self.sites if site.first("database"))
+
+    def control_sites(self) -> tuple[str, ...]:
+        """Names of the sites where the topology puts control services: each is a region of the catalogue."""
+        topology = self.deployment.topology
+        if isinstance(topology, (Centralized, Cells)):
+            return (topology.site,)
+        return tuple(site.name for site in self.sites if site.first("control"))
+
+    def control_site(self, site: str) -> str:
+        """The site whose control services a site uses: its own, else the topology's, else the first that has some."""
+        sites = self.control_sites()
+        return site if site in sites else sites[0]
+
+    def compute_sites(self) -> tuple[str, ...]:
+        """Names of the sites that have computes; none without nova, or when none are asked for."""
+        computes = self.deployment.computes
+        if "nova" not in self.deployment.services or not computes.fake + computes.libvirt:
+            return ()
+        return tuple(site.name for site in self.sites if site.first("compute"))

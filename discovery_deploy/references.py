@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +12,10 @@ if TYPE_CHECKING:
 Place = tuple[str | int, ...]
 """Keys and indexes from the top of a file (or of an object) to a place in it, as in pydantic's `loc`."""
 
-RESERVED = frozenset({"all", "bench", "control", "database", "localhost", "router", "ungrouped"})
+RESERVED = frozenset(
+    {"all", "localhost", "router", "ungrouped", "bench", "compute", "control", "database", "mariadb", "galera"}
+    | {"memcached", "rabbitmq", "ovn", "keystone", "placement", "glance", "neutron", "nova"}
+)
 """Names that no site or host may have: groups of Ansible's and ours, and the WAN router."""
 
 
@@ -49,6 +53,11 @@ def each_once(items: tuple[Any, ...]) -> tuple[Any, ...]:
     return items
 
 
+def near(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a mistyped one most probably meant."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), 1, 0.6)), None)
+
+
 def _shown(item: Any) -> str:
     return f'"{item}"' if isinstance(item, str) else str(item)
 
@@ -56,9 +65,7 @@ def _shown(item: Any) -> str:
 def reference_mistakes(experiment: Experiment) -> Iterable[Mistake]:
     """All references of an experiment that lead nowhere, in the order of the file."""
     yield from _names_that_collide(experiment)
-    yield from _sites_without_control(experiment)
     yield from _unknown_sites(experiment)
-    yield from _lacking_databases(experiment)
     yield from _lacking_bench(experiment)
 
 
@@ -82,47 +89,30 @@ def _names_that_collide(experiment: Experiment) -> Iterable[Mistake]:
             yield Mistake(("sites", index, "name"), f'"{site.name}" is reserved; choose another name')
 
 
-def _sites_without_control(experiment: Experiment) -> Iterable[Mistake]:
-    for index, site in enumerate(experiment.sites):
-        if not site.first("control"):
-            where: Place = ("sites", index, "hosts")
-            yield Mistake(where, "no host with the role control; each site needs one", (where,))
-
-
 def _unknown_sites(experiment: Experiment) -> Iterable[Mistake]:
     named: list[tuple[Place, str | None]] = []
     for index, constraint in enumerate(experiment.network.constraints):
         path = ("network", "constraints", index)
         named += [((*path, "between", place), name) for place, name in enumerate(constraint.between or ())]
         named += [((*path, "from"), constraint.source), ((*path, "to"), constraint.destination)]
-    backend = experiment.deployment.backend
+    backend, topology = experiment.deployment.backend, experiment.deployment.topology
     if backend.type == "mariadb":
         named.append((("deployment", "backend", "site"), backend.site))
+    if topology.type in ("centralized", "cells"):
+        named.append((("deployment", "topology", "site"), topology.site))
+    for name in experiment.deployment.site_overrides:
+        named.append((("deployment", "site_overrides", name), name))
     named.append((("campaign", "bench_site"), experiment.campaign.bench_site))
     known = experiment.site_names
     for where, name in named:
         if name is not None and name not in known:
             message = f'no site "{name}"; the sites are {", ".join(known)}'
-            yield Mistake(where, message, _site_names(experiment))
+            yield Mistake(where, message, site_names(experiment))
 
 
-def _site_names(experiment: Experiment) -> tuple[Place, ...]:
+def site_names(experiment: Experiment) -> tuple[Place, ...]:
+    """Places of the sites' names, on which rests what names a site."""
     return tuple(("sites", index, "name") for index in range(len(experiment.sites)))
-
-
-def _lacking_databases(experiment: Experiment) -> Iterable[Mistake]:
-    backend = experiment.deployment.backend
-    rests_on: tuple[Place, ...] = (("deployment", "backend"),)
-    for index, site in enumerate(experiment.sites):
-        where: Place = ("sites", index, "hosts")
-        if site.first("database"):
-            continue
-        if backend.type == "galera":
-            message = "no host with the role database; galera needs one at each site"
-            yield Mistake(where, message, (where, *rests_on))
-        elif site.name == backend.site:
-            message = f'site "{site.name}" has no host with the role database'
-            yield Mistake(("deployment", "backend", "site"), message, (where, *rests_on))
 
 
 def _lacking_bench(experiment: Experiment) -> Iterable[Mistake]:

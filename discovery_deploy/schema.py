@@ -46,11 +46,16 @@ verify: {measure: [rtt, rate]}
     "network.verify": "measure: [rtt, loss]\nprobes: 100\nrtt_tolerance: 0.5 ms\n",
     "deployment": """\
 release: "2025.1"
-services: [keystone]
-backend: {type: galera}
-cache: memcached
-workers: 2
+services: [keystone, placement, glance, neutron, nova]
+topology: {type: centralized, site: lyon}
+backend: {type: mariadb, site: lyon}
+computes: {fake: 4}
+placement: {glance: [rennes]}
+overrides: {nova: {DEFAULT: {rpc_response_timeout: 120}}}
+site_overrides: {rennes: {glance: {DEFAULT: {debug: true}}}}
 """,
+    "deployment.topology": "type: cells\nsite: lyon\n",
+    "deployment.computes": "fake: 10\nlibvirt: 1\n",
     "deployment.backend": "type: mariadb\nsite: lyon\n",
     "campaign": """\
 load: light
@@ -169,6 +174,8 @@ def _row(key: str, prop: dict[str, Any], required: bool, path: str) -> str:
         text = "**required**"
     elif default in (None, "", {}):
         text = "-"
+    elif isinstance(default, dict) and "type" in default:
+        text = f"`{{type: {default['type']}}}`"
     elif isinstance(default, dict):
         text = "that of its keys"
     else:

@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "discovery_deploy"
 
 LAYERS = (
-    "__init__ data errors references units",
-    "model",
+    "__init__ data deployment_mistakes errors references services units",
+    "deployment model strict",
     "campaign campaign_mistakes config documents fields mistakes schema wording"
     " inventory rally records report stats variables wan wan_readback",
     "ansible bench cgroups clients containers image machine measure nspawn probe"

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from discovery_deploy.model import Constraint, Experiment, Network, Scenario, Site, Strict
 from discovery_deploy.references import ReferenceMistakesError, reference_mistakes
 
-ALL = ["control", "database", "bench"]
+ALL = ["control", "database", "bench", "compute"]
 
 
 def experiment(**changes: Any) -> Experiment:
