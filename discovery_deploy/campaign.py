@@ -12,10 +12,14 @@ from typing import Any
 from discovery_deploy.fields import format_path, get_in, parse_path, set_in
 from discovery_deploy.model import Experiment, Scenario, Strict
 from discovery_deploy.records import Placement, SettingRecord
+from discovery_deploy.topology import layout
 from discovery_deploy.wan import PathShape
 
 _LONGEST_LABEL = 40
-_COST = ("deployment.release", "deployment.services", "deployment.backend", "deployment", "network")
+_COST = (
+    *("deployment.release", "deployment.services", "deployment.topology", "deployment.backend", "deployment"),
+    "network",
+)
 """Beginnings of factor paths, the most expensive to change first."""
 
 
@@ -206,15 +210,23 @@ def placement(experiment: Experiment, bench_site: str, shapes: Mapping[tuple[str
     def rtt_s(here: str, there: str) -> float:
         return 0.0 if here == there else shapes[here, there].delay_s + shapes[there, here].delay_s
 
+    found = layout(experiment)
     holders = experiment.database_sites()
-    nearest = min(holders, key=lambda site: (site != bench_site, rtt_s(bench_site, site), site))
+    api = found.api_site(bench_site)
+    nearest = api if api in holders else holders[0]
+    asked = {found.serving[service, bench_site].site for service in experiment.deployment.services}
+    ruled = [compute.at.site for compute in found.computes if compute.nova.site == api]
+    compute_rtt_s = max((rtt_s(api, site) for site in ruled), default=0.0)
     return Placement(
         bench_site=bench_site,
+        api_site=api,
+        api_rtt_s=rtt_s(bench_site, api),
+        compute_rtt_s=compute_rtt_s,
         database_sites=holders,
         nearest_database_site=nearest,
-        database_rtt_s=rtt_s(bench_site, nearest),
+        database_rtt_s=rtt_s(api, nearest),
         commit_rtt_s=max(rtt_s(nearest, other) for other in holders),
-        beside_only_database=holders == (bench_site,),
+        beside_only_database=holders == (bench_site,) and asked == {bench_site},
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from discovery_deploy import opening, rally, wan
 from discovery_deploy.campaign import Setting
+from discovery_deploy.crossings import described
 from discovery_deploy.driver import Driver
 from discovery_deploy.errors import ExperimentError, MeasurementError, StateError
 from discovery_deploy.phases import PHASES, State
@@ -33,13 +34,19 @@ def setting_named(driver: Driver, label: str | None) -> Setting:
 
 
 def dry_run(driver: Driver) -> str:
-    """What `run` would do: stale phases, tc programs, runs."""
+    """What `run` would do: stale phases, layouts, tc programs, runs."""
     lines: list[str] = []
     pending = driver.pending()
     needed = list({run.setting.record.label: run.setting for run in pending}.values()) or [driver.settings[0]]
     first = needed[0]
     stale = driver.testbed.stale(first)
     lines.append(f"stale phases for the first setting [{first.record.label}]: {', '.join(stale) or 'none'}")
+    told: set[str] = set()
+    for setting in needed:
+        text = described(setting.experiment)
+        if text not in told:
+            told.add(text)
+            lines += [f"layout [{setting.record.label}]:", text.rstrip()]
     programs: set[str] = set()
     for setting in needed:
         program = driver.testbed.program(setting.experiment)

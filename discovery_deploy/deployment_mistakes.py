@@ -137,6 +137,9 @@ def _placement(experiment: Experiment) -> Iterable[Mistake]:
     hosts = {host.name: (site, host) for site in experiment.sites for host in site.hosts}
     for service, places in experiment.deployment.placement.items():
         taken: dict[str, str] = {}
+        if service == "nova" and len(places) > 1 and experiment.deployment.topology.type == "cells":
+            message = "with cells, Nova's API is at one site"
+            yield Mistake(("deployment", "placement", "nova", 1), message, (_TOPOLOGY,))
         if not places:
             yield Mistake(("deployment", "placement", service), "at least one site or host is needed")
         for index, name in enumerate(places):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from discovery_deploy.model import ROLES, Experiment
+from discovery_deploy.topology import layout
 from discovery_deploy.variables import Variables, backend_role, database_hosts, role_hosts
 
 if TYPE_CHECKING:
@@ -18,8 +19,10 @@ HOST_PYTHON = "/usr/bin/python3"
 def inventory(experiment: Experiment, lease: Lease, ssh_config: Path, key: Path) -> dict[str, Any]:
     """The inventory as plain data, without secrets: equal hosts give an equal inventory.
 
-    Groups: `control`, `database`, `bench` (the hosts on which services of these roles run or may run: the first of
-    each site), one of `mariadb` and `galera` (the hosts that hold the databases), and `site_<name>`.
+    Groups by what hosts are for: `control`, `database`, `bench`, `compute` (what is of these roles runs there, or may
+    in another setting). By what runs there in this setting (a group without hosts is left out): `memcached`, one per
+    service (of `nova` also a cell's conductor), `nova_compute`, `rabbitmq`, `site_mariadb`, `ovn`, `open_vswitch`, one
+    of `mariadb` and `galera`. What may run there in another: `prepare_<role>`. And `site_<name>`.
 
     Args:
         experiment: with the levels of the setting in place.
@@ -29,6 +32,9 @@ def inventory(experiment: Experiment, lease: Lease, ssh_config: Path, key: Path)
     """
     groups: dict[str, list[str]] = {role: [host.name for host in role_hosts(experiment, lease, role)] for role in ROLES}
     groups[backend_role(experiment)] = [host.name for host in database_hosts(experiment, lease)]
+    used = _used(experiment)
+    groups |= {name: [host.name for host in lease.hosts if host.name in hosts] for name, hosts in used.items() if hosts}
+    groups |= {f"prepare_{role}": groups[kind] for role, kind in _prepared(experiment).items()}
     for host in lease.hosts:
         groups.setdefault(site_group(host.site), []).append(host.name)
     return {
@@ -43,6 +49,36 @@ def inventory(experiment: Experiment, lease: Lease, ssh_config: Path, key: Path)
             "children": {name: {"hosts": {host: {} for host in hosts}} for name, hosts in sorted(groups.items())},
         }
     }
+
+
+def _used(experiment: Experiment) -> dict[str, set[str]]:
+    """Group -> hosts on which it is in this setting."""
+    found = layout(experiment)
+    used = {name: {instance.at.host for instance in found.of(name)} for name in experiment.deployment.services}
+    return {
+        **used,
+        "memcached": set().union(*used.values()),
+        "nova_compute": {compute.at.host for compute in found.computes},
+        "open_vswitch": {compute.at.host for compute in found.computes if compute.libvirt},
+        "rabbitmq": {broker.at.host for broker in found.brokers},
+        "site_mariadb": {server.at.host for server in found.servers if server.kind == "site"},
+        "ovn": {member.host for central in found.ovn for member in central.members},
+    }
+
+
+def _prepared(experiment: Experiment) -> dict[str, str]:
+    """Ansible role -> the group on whose hosts it may come to be, whatever topology and placement are."""
+    services = experiment.deployment.services
+    found: dict[str, str] = dict.fromkeys(("memcached", *services), "control")
+    if len(services) > 1:
+        found["site_mariadb"] = "control"
+    if "neutron" in services or "nova" in services:
+        found["rabbitmq"] = "control"
+    if "neutron" in services:
+        found["ovn"] = "control"
+    if "nova" in services:
+        found |= {"nova_compute": "compute", "open_vswitch": "compute"}
+    return found
 
 
 def with_variables(inventory: dict[str, Any], variables: Variables) -> dict[str, Any]:

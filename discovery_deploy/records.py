@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import model_validator
+
 from discovery_deploy.model import Scenario, Strict
 from discovery_deploy.wan import WanReport
 
@@ -23,15 +25,29 @@ class Placement(Strict):
     """Where client, database and WAN stand to each other in a run, as seen from one bench site."""
 
     bench_site: str
+    api_site: str
+    """Where the API is that the client asks: Nova's where Nova is deployed, else Keystone's."""
+    api_rtt_s: float = 0.0
+    """Asked RTT between the client and that API; 0.0 at the same site."""
+    compute_rtt_s: float = 0.0
+    """Largest asked RTT between that API's site and a compute that it rules; 0.0 without computes elsewhere."""
     database_sites: tuple[str, ...]
     nearest_database_site: str
-    """The bench site itself when it holds a database server, else the site whose server its Keystone uses."""
+    """The API's site when it holds a server of the state backend, else the site whose server is used there."""
     database_rtt_s: float
-    """Asked RTT between the bench site's services and that database; 0.0 when it is at the same site."""
+    """Asked RTT between the API's site and that database; 0.0 when it is at the same site."""
     commit_rtt_s: float
     """Asked RTT that a commit waits for: 0.0 for one MariaDB; Galera: the largest RTT to another master."""
     beside_only_database: bool
-    """True when the client sits beside the only database: such a run says nothing about the WAN."""
+    """True when client, APIs and the only database are at one site: what needs no computes says nothing about the WAN."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_older_version(cls, value: Any) -> Any:
+        """Once every site had its own API."""
+        if isinstance(value, dict) and "bench_site" in value:
+            return {"api_site": value["bench_site"], **value}
+        return value
 
 
 class RunRecord(Strict):

@@ -138,12 +138,12 @@ class Testbed:
 
     @property
     def secrets(self) -> variables.Secrets:
-        """The experiment's secrets, generated at the first call."""
+        """The experiment's secrets, generated at the first call; what an older version's file lacks is added."""
         known = self.workspace.load("secrets.json", variables.Secrets)
-        if known is None:
-            known = variables.Secrets.generate()
-            self.workspace.save("secrets.json", known, mode=0o600)
-        return known
+        complete = variables.Secrets.generate() if known is None else known.completed()
+        if complete != known:
+            self.workspace.save("secrets.json", complete, mode=0o600)
+        return complete
 
     # phases
 
@@ -265,11 +265,12 @@ class Testbed:
         self._flatten()
         self._playbook("deploy", experiment)
         lease, password = self.lease, self.secrets.admin_password
-        addresses = {site: lease.at(site, "control").site_address for site in experiment.site_names}
-        write_file(self.workspace.path / "clouds.yaml", clients.clouds_yaml(addresses, password), 0o600)
-        for site, address in addresses.items():
-            write_file(self.workspace.path / f"openrc-{site}", clients.openrc(site, address, password), 0o600)
-        return f"{', '.join(experiment.deployment.services)} at {len(addresses)} sites"
+        sites = clients.accesses(experiment, lease)
+        write_file(self.workspace.path / "clouds.yaml", clients.clouds_yaml(sites, password), 0o600)
+        for site, access in sites.items():
+            write_file(self.workspace.path / f"openrc-{site}", clients.openrc(access, password), 0o600)
+        at = ", ".join(experiment.control_sites())
+        return f"{', '.join(experiment.deployment.services)}, {experiment.deployment.topology.type}, at {at}"
 
     def shapes(self, experiment: Experiment) -> Shapes:
         """The WAN that an experiment asks for."""

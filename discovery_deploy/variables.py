@@ -10,6 +10,8 @@ import secrets as random
 from typing import TYPE_CHECKING, Any, Protocol
 
 from discovery_deploy.model import Experiment, GaleraBackend, Role, Strict
+from discovery_deploy.service_variables import MEMCACHED_PORT, ServiceVariables
+from discovery_deploy.topology import layout
 
 if TYPE_CHECKING:
     from discovery_deploy.providers.base import Lease, LeasedHost
@@ -17,11 +19,8 @@ if TYPE_CHECKING:
 STATE_DIRECTORY = "/var/lib/discovery-deploy"
 """Of hosts: what the roles and the driver keep there besides the services' own directories."""
 RALLY_DIRECTORY = f"{STATE_DIRECTORY}/rally"
-KEYSTONE_PORT = 5000
-MEMCACHED_PORT = 11211
 GCACHE_MB = 64
 """Galera's cache of write sets: a member that was away gets what it missed from there instead of the whole state."""
-MAX_CONNECTIONS = 1000
 
 
 class Secrets(Strict):
@@ -39,6 +38,12 @@ class Secrets(Strict):
     """The same for authentication receipts."""
     credential_keys: tuple[str, ...]
     """The same for stored credentials."""
+    service_password: str = ""
+    """Of the services' own users in Keystone."""
+    broker_password: str = ""
+    """Of the services' users at the brokers."""
+    broker_cookie: str = ""
+    """By which the members of a broker cluster know each other."""
 
     @classmethod
     def generate(cls) -> Secrets:
@@ -50,11 +55,17 @@ class Secrets(Strict):
             token_keys=(_fernet_key(), _fernet_key()),
             receipt_keys=(_fernet_key(), _fernet_key()),
             credential_keys=(_fernet_key(), _fernet_key()),
-        )
+        ).completed()
+
+    def completed(self) -> Secrets:
+        """These, and new ones for what a file of an older version does not hold: what is deployed stays reachable."""
+        later = ("service_password", "broker_password", "broker_cookie")
+        return self.model_copy(update={name: random.token_hex(20) for name in later if not getattr(self, name)})
 
     def values(self) -> tuple[str, ...]:
         """Every secret text, for searches that must find none of them."""
         passwords = (self.admin_password, self.check_password, self.database_password)
+        passwords += (self.service_password, self.broker_password, self.broker_cookie)
         return passwords + self.token_keys + self.receipt_keys + self.credential_keys
 
 
@@ -96,24 +107,19 @@ class Variables(Strict):
 
 
 def role_hosts(experiment: Experiment, lease: Lease, role: Role) -> tuple[LeasedHost, ...]:
-    """The hosts that services of a role run on, or may run on: the first host with the role at each site."""
-    return tuple(lease.at(site.name, role) for site in experiment.sites if site.first(role))
+    """The hosts that services of a role run on, or may run on in another setting.
+
+    The first host with the role at each site; of `control` also those that services are placed on; all of `compute`.
+    """
+    placed = {name for places in experiment.deployment.placement.values() for name in places}
+    first = {host.name for site in experiment.sites if (host := site.first(role))}
+    wanted = first | placed if role == "control" else first
+    return tuple(host for host in lease.hosts if role in host.roles and (role == "compute" or host.name in wanted))
 
 
 def database_hosts(experiment: Experiment, lease: Lease) -> tuple[LeasedHost, ...]:
     """The hosts that hold the databases in this setting; in another, others of the role may."""
     return tuple(lease.at(site, "database") for site in experiment.database_sites())
-
-
-def database_site(experiment: Experiment, site: str) -> str:
-    """The site whose database server a site's services use: its own, else the first that holds one."""
-    sites = experiment.database_sites()
-    return site if site in sites else sites[0]
-
-
-def keystone_url(address: str) -> str:
-    """URL of the Keystone at a site address."""
-    return f"http://{address}:{KEYSTONE_PORT}/v3"
 
 
 def rally_command(environments: EnvironmentsInterface) -> str:
@@ -130,20 +136,20 @@ def variables(experiment: Experiment, lease: Lease, secrets: Secrets, environmen
         secrets: of the experiment.
         environments: built for its release.
     """
-    urls = {host.site: keystone_url(host.site_address) for host in role_hosts(experiment, lease, "control")}
+    found = layout(experiment)
+    services = ServiceVariables(experiment, found, {host.name: host.site_address for host in lease.hosts}, secrets)
     hosts: dict[str, dict[str, Any]] = {host.name: {} for host in lease.hosts}
     for segment, host in enumerate(database_hosts(experiment, lease)):
         hosts[host.name] |= {"mariadb_address": host.site_address, "galera_segment": segment}
-    addresses = {host.site: host.site_address for host in database_hosts(experiment, lease)}
     for host in role_hosts(experiment, lease, "control"):
-        database = addresses[database_site(experiment, host.site)]
-        hosts[host.name] |= _control(experiment, host, f"keystone:{secrets.database_password}@{database}")
+        hosts[host.name] |= {"memcached_address": host.site_address, "memcached_port": MEMCACHED_PORT}
     for host in role_hosts(experiment, lease, "bench"):
-        hosts[host.name] |= {"rally_site": host.site, "rally_auth_url": urls[host.site]}
+        url = services.url("keystone", host.site)
+        hosts[host.name] |= {"rally_region": found.region_of[host.site], "rally_auth_url": url}
+    for name, told in services.hosts().items():
+        hosts[name] |= told
     shared = {
         "mariadb_seed": f"{environments.database.path}/datadir",
-        "mariadb_max_connections": MAX_CONNECTIONS,
-        "mariadb_databases": [{"name": "keystone", "user": "keystone", "password": secrets.database_password}],
         "galera_cluster": experiment.name,
         "galera_members": [
             {"host": host.name, "site": host.site, "address": host.site_address, "segment": segment}
@@ -154,26 +160,7 @@ def variables(experiment: Experiment, lease: Lease, secrets: Secrets, environmen
         "rally_directory": RALLY_DIRECTORY,
         "rally_password": secrets.admin_password,
     }
-    keystone = _keystone(secrets) | {
-        "keystone_environment": environments.openstack.path,
-        "keystone_workers": experiment.deployment.workers,
-        "keystone_urls": urls,
-    }
-    return Variables(shared=shared | keystone, hosts=hosts)
-
-
-def _control(experiment: Experiment, host: LeasedHost, login: str) -> dict[str, Any]:
-    """What a control host is told, with its Keystone's login at the database."""
-    memcached = f"{host.site_address}:{MEMCACHED_PORT}"
-    return {
-        "memcached_address": host.site_address,
-        "memcached_port": MEMCACHED_PORT,
-        "keystone_site": host.site,
-        "keystone_address": host.site_address,
-        "keystone_port": KEYSTONE_PORT,
-        "keystone_database": f"mysql+pymysql://{login}/keystone?charset=utf8",
-        "keystone_memcached": memcached if experiment.deployment.cache == "memcached" else "",
-    }
+    return Variables(shared=shared | _keystone(secrets) | services.shared(environments), hosts=hosts)
 
 
 def _keystone(secrets: Secrets) -> dict[str, Any]:

@@ -12,6 +12,13 @@ from discovery_deploy.variables import Secrets
 
 MARIADB = {"type": "mariadb", "site": "rennes"}
 GALERA = {"type": "galera"}
+ALL = ["keystone", "placement", "glance", "neutron", "nova"]
+TOPOLOGIES = {
+    "regions": {"type": "regions"},
+    "centralized": {"type": "centralized", "site": "rennes"},
+    "cells": {"type": "cells", "site": "rennes"},
+    "shared-state": {"type": "shared-state"},
+}
 SECRETS = Secrets(
     admin_password="admin-secret",
     check_password="check-secret",
@@ -19,6 +26,9 @@ SECRETS = Secrets(
     token_keys=("token-0", "token-1"),
     receipt_keys=("receipt-0", "receipt-1"),
     credential_keys=("credential-0", "credential-1"),
+    service_password="service-secret",
+    broker_password="broker-secret",
+    broker_cookie="cookie-secret",
 )
 ENVIRONMENTS = Environments(
     openstack=Environment(name="openstack-aa", hash="aa", versions={"keystone": "27.0.0"}),
@@ -28,7 +38,7 @@ ENVIRONMENTS = Environments(
 
 
 def experiment(backend: dict[str, str], **deployment: Any) -> Experiment:
-    """Three sites: one host, three hosts with one role each, and one host that does not bench."""
+    """Three sites: one host, four hosts with one role each, and one host without clients and computes."""
     sites = [
         {"name": "rennes"},
         {
@@ -37,6 +47,7 @@ def experiment(backend: dict[str, str], **deployment: Any) -> Experiment:
                 {"name": "ny-control", "roles": ["control"]},
                 {"name": "ny-data", "roles": ["database"]},
                 {"name": "ny-bench", "roles": ["bench"]},
+                {"name": "ny-compute", "roles": ["compute"]},
             ],
         },
         {"name": "oslo", "hosts": [{"name": "oslo-1", "roles": ["control", "database"]}]},

@@ -205,6 +205,7 @@ def _placement(asked: Experiment, site: str, backend: Mapping[str, str], delay_s
     nearest = site if galera else backend["site"]
     return Placement(
         bench_site=site,
+        api_site=site,
         database_sites=holders,
         nearest_database_site=nearest,
         database_rtt_s=2 * one_way_s(site, nearest, delay_s),

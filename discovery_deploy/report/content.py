@@ -67,10 +67,12 @@ def facts(experiment: Experiment) -> list[tuple[str, str]]:
     campaign, deployment = experiment.campaign, experiment.deployment
     varied = {factor.path for factor in campaign.factors}
     backend = "@".join(str(value) for value in deployment.backend.model_dump().values())
+    topology = "@".join(str(value) for value in deployment.topology.model_dump().values())
     mark = " (varied, see settings)"
     return [
         ("Sites", str(len(experiment.sites))),
-        ("Services at every site", f"{', '.join(deployment.services)} ({deployment.release})"),
+        ("Services", f"{', '.join(deployment.services)} ({deployment.release})"),
+        ("Topology", topology + (mark if "deployment.topology" in varied else "")),
         ("State backend", backend + (mark if "deployment.backend" in varied else "")),
         ("Keystone's cache", deployment.cache + (mark if "deployment.cache" in varied else "")),
         ("Workers per API and site", str(deployment.workers)),
@@ -105,6 +107,9 @@ def settings(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
                 "label": run.setting.label or "the one setting",
                 "levels": dict(run.setting.labels),
                 "site": place.bench_site,
+                "api": place.api_site,
+                "api_rtt": text.milliseconds(place.api_rtt_s),
+                "compute_rtt": text.milliseconds(place.compute_rtt_s) if place.compute_rtt_s else text.NONE,
                 "database": text.names(place.database_sites),
                 "database_rtt": text.milliseconds(place.database_rtt_s),
                 "commit_rtt": text.milliseconds(place.commit_rtt_s) if len(place.database_sites) > 1 else text.NONE,

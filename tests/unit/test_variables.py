@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 
-import pytest
-
 from discovery_deploy import variables
 from discovery_deploy.variables import Secrets
 from tests.leased import ENVIRONMENTS, GALERA, MARIADB, SECRETS, experiment, lease
@@ -60,10 +58,10 @@ def test_the_cache_is_the_sites_memcached_or_the_releases_own_default() -> None:
 def test_rally_asks_the_keystone_of_its_own_site() -> None:
     told_all = told(MARIADB)
     assert told_all.hosts["ny-bench"] == {
-        "rally_site": "new-york",
+        "rally_region": "new-york",
         "rally_auth_url": "http://10.128.1.10:5000/v3",
     }
-    assert "rally_site" not in told_all.hosts["oslo-1"]
+    assert "rally_region" not in told_all.hosts["oslo-1"]
     assert variables.rally_command(ENVIRONMENTS) == (
         "/opt/discovery-deploy/rally-bb/bin/rally --config-file /var/lib/discovery-deploy/rally/rally.conf"
     )
@@ -73,16 +71,10 @@ def test_equal_experiments_give_equal_variables() -> None:
     assert told(GALERA).model_dump_json() == told(GALERA).model_dump_json()
 
 
-@pytest.mark.parametrize("site", ["rennes", "new-york", "oslo"])
-def test_the_database_site_of_a_site(site: str) -> None:
-    assert variables.database_site(experiment(GALERA), site) == site
-    assert variables.database_site(experiment(MARIADB), site) == "rennes"
-
-
 def test_secrets_are_new_each_time_and_long_enough() -> None:
     first, second = Secrets.generate(), Secrets.generate()
     assert not set(first.values()) & set(second.values())
-    assert len(set(first.values())) == len(first.values()) == 9
+    assert len(set(first.values())) == len(first.values()) == 12
     assert all(len(value) >= 32 for value in first.values())
 
 
@@ -94,3 +86,12 @@ def test_fernet_keys_are_32_bytes_in_url_safe_base64() -> None:
 def test_secrets_survive_a_file() -> None:
     secrets = Secrets.generate()
     assert Secrets.model_validate_json(secrets.model_dump_json()) == secrets
+
+
+def test_a_secrets_file_of_an_older_version_keeps_what_it_has_and_gets_the_rest() -> None:
+    later = {"service_password", "broker_password", "broker_cookie"}
+    old = Secrets.model_validate(Secrets.generate().model_dump(exclude=later))
+    completed = old.completed()
+    assert completed.model_dump(exclude=later) == old.model_dump(exclude=later)
+    assert all(len(getattr(completed, name)) >= 32 for name in later)
+    assert completed.completed() == completed
