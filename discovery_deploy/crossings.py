@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from discovery_deploy.model import Experiment
+from discovery_deploy.model import Experiment, Site
 from discovery_deploy.services import SERVICES
 from discovery_deploy.topology import At, Compute, Instance, Layout, layout
 
@@ -107,6 +108,36 @@ def described(experiment: Experiment) -> str:
     crossing = [*_crossing(found, experiment.bench_sites() if experiment.campaign.scenarios else ())]
     lines += [f"  {line}" for line in crossing or ["nothing"]]
     return "\n".join(lines) + "\n"
+
+
+def picture(experiment: Experiment) -> str:
+    """The sites as boxes beside each other with what they hold, and what crosses the WAN under them."""
+    found = layout(experiment)
+    columns = [_box(site.name, [*_contents(experiment, found, site)]) for site in experiment.sites]
+    height = max(map(len, columns))
+    rows = [
+        [*column[:-1], *[f"|{' ' * (_BOX - 2)}|"] * (height - len(column)), column[-1]] for column in columns
+    ]
+    lines = ["   ".join(parts) for parts in zip(*rows, strict=True)]
+    crossing = [*_crossing(found, experiment.bench_sites() if experiment.campaign.scenarios else ())]
+    return "\n".join([*lines, "", "across the WAN:", *(f"  {line}" for line in crossing or ["nothing"])]) + "\n"
+
+
+_BOX = 30
+
+
+def _contents(experiment: Experiment, found: Layout, site: Site) -> Iterator[str]:
+    for host in site.hosts:
+        yield from _held(experiment, found, At(site.name, host.name))
+
+
+def _box(name: str, contents: list[str]) -> list[str]:
+    inner = _BOX - 4
+    lines = [
+        line for part in contents for line in textwrap.wrap(part, inner, subsequent_indent="  ", break_on_hyphens=False)
+    ]
+    top, bottom = f"+- {name} {'-' * (_BOX - len(name) - 5)}+", f"+{'-' * (_BOX - 2)}+"
+    return [top, *(f"| {line:{inner}} |" for line in lines), bottom]
 
 
 def _held(experiment: Experiment, found: Layout, at: At) -> Iterator[str]:

@@ -22,6 +22,7 @@ from discovery_deploy.campaign import (
     settings,
 )
 from discovery_deploy.model import Experiment
+from discovery_deploy.records import Placement
 from discovery_deploy.wan import path_shapes
 
 MARIADB = {"type": "mariadb", "site": "lyon"}
@@ -240,3 +241,56 @@ def test_there_is_a_placement_for_each_site_that_loads() -> None:
     asked = experiment(campaign={"load": "high"})
     found = placements(asked, path_shapes(asked.network, asked.site_names))
     assert [seen.bench_site for seen in found] == ["nantes", "rennes", "lyon"]
+
+
+ALL_SERVICES = ["keystone", "placement", "glance", "neutron", "nova"]
+
+
+def spread(topology: dict[str, str], **deployment: Any) -> Experiment:
+    return experiment(deployment={"backend": MARIADB, "services": ALL_SERVICES, "topology": topology, **deployment})
+
+
+def test_a_client_of_a_central_cloud_is_as_far_from_its_api_as_the_wan_is_wide() -> None:
+    seen = at(spread({"type": "centralized", "site": "lyon"}), "nantes")
+    assert (seen.api_site, seen.api_rtt_s) == ("lyon", pytest.approx(0.050))
+    assert (seen.nearest_database_site, seen.database_rtt_s) == ("lyon", 0.0)
+    assert seen.compute_rtt_s == pytest.approx(0.050)
+    assert not seen.beside_only_database
+    assert at(spread({"type": "centralized", "site": "lyon"}), "lyon").beside_only_database
+
+
+def test_the_database_s_distance_is_that_of_the_api_which_may_be_at_a_third_site() -> None:
+    seen = at(spread({"type": "centralized", "site": "rennes"}), "nantes")
+    there, database = at(experiment(), "rennes"), at(experiment(), "nantes")
+    assert (seen.api_site, seen.nearest_database_site) == ("rennes", "lyon")
+    assert seen.database_rtt_s == there.database_rtt_s != database.database_rtt_s
+    beside = at(spread({"type": "centralized", "site": "rennes"}), "lyon")
+    assert not beside.beside_only_database, "the database is here, the API is not"
+
+
+def test_with_regions_the_api_is_at_the_client_s_site_and_rules_no_computes_elsewhere() -> None:
+    seen = at(spread({"type": "regions"}), "nantes")
+    assert (seen.api_site, seen.api_rtt_s, seen.compute_rtt_s) == ("nantes", 0.0, 0.0)
+
+
+def test_a_service_elsewhere_is_something_across_the_wan() -> None:
+    assert not at(spread({"type": "regions"}, placement={"glance": ["nantes"]}), "lyon").beside_only_database
+    assert at(spread({"type": "regions"}), "lyon").beside_only_database
+
+
+def test_topologies_are_levels_with_names_and_the_dearest_to_change_but_services() -> None:
+    levels = [{"type": "centralized", "site": "lyon"}, {"type": "regions"}, {"type": "cells", "site": "lyon"}]
+    factor = {"path": "deployment.topology", "levels": [*levels, {"type": "shared-state"}]}
+    asked = spread({"type": "regions"}).model_dump(mode="json", by_alias=True, exclude_none=True)
+    asked["campaign"]["factors"] = [DELAYS, BACKENDS, factor]
+    varied = Experiment.model_validate(asked)
+    assert level_labels(varied)["deployment.topology"] == ("centralized@lyon", "regions", "cells@lyon", "shared-state")
+    found = settings(varied)
+    topologies = [setting.experiment.deployment.topology.type for setting in found]
+    assert topologies == sorted(topologies, key=topologies.index)
+    assert len({run.id for run in runs(varied)}) == len(runs(varied))
+
+
+def test_a_placement_of_an_older_version_had_its_api_at_the_client_s_site() -> None:
+    written = at(experiment(), "nantes").model_dump(exclude={"api_site", "api_rtt_s", "compute_rtt_s"})
+    assert Placement.model_validate(written) == at(experiment(), "nantes")
