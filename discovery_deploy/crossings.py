@@ -115,9 +115,7 @@ def picture(experiment: Experiment) -> str:
     found = layout(experiment)
     columns = [_box(site.name, [*_contents(experiment, found, site)]) for site in experiment.sites]
     height = max(map(len, columns))
-    rows = [
-        [*column[:-1], *[f"|{' ' * (_BOX - 2)}|"] * (height - len(column)), column[-1]] for column in columns
-    ]
+    rows = [[*column[:-1], *[f"|{' ' * (_BOX - 2)}|"] * (height - len(column)), column[-1]] for column in columns]
     lines = ["   ".join(parts) for parts in zip(*rows, strict=True)]
     crossing = [*_crossing(found, experiment.bench_sites() if experiment.campaign.scenarios else ())]
     return "\n".join([*lines, "", "across the WAN:", *(f"  {line}" for line in crossing or ["nothing"])]) + "\n"

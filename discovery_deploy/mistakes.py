@@ -128,7 +128,9 @@ class _Patient:
     def _can_be_left_out(self, place: Place) -> bool:
         kinds = types_at(place[:-1], self.data)
         models = [kind for kind in kinds if is_model(kind)]
-        return any(get_origin(kind) is dict for kind in kinds) or any(place[-1] in keys and not keys[str(place[-1])].is_required() for keys in map(keys_of, models))
+        if any(get_origin(kind) is dict for kind in kinds):
+            return True
+        return any(place[-1] in keys and not keys[str(place[-1])].is_required() for keys in map(keys_of, models))
 
     def _value(self, place: Place) -> Any:
         try:

@@ -39,7 +39,7 @@ class Placement(Strict):
     commit_rtt_s: float
     """Asked RTT that a commit waits for: 0.0 for one MariaDB; Galera: the largest RTT to another master."""
     beside_only_database: bool
-    """True when client, APIs and the only database are at one site: what needs no computes says nothing about the WAN."""
+    """True when client, APIs and only database are at one site: what needs no computes says nothing about the WAN."""
 
     @model_validator(mode="before")
     @classmethod

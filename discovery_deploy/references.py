@@ -100,8 +100,8 @@ def _unknown_sites(experiment: Experiment) -> Iterable[Mistake]:
         named.append((("deployment", "backend", "site"), backend.site))
     if topology.type in ("centralized", "cells"):
         named.append((("deployment", "topology", "site"), topology.site))
-    for name in experiment.deployment.site_overrides:
-        named.append((("deployment", "site_overrides", name), name))
+    overrides = experiment.deployment.site_overrides
+    named += [(("deployment", "site_overrides", name), name) for name in overrides]
     named.append((("campaign", "bench_site"), experiment.campaign.bench_site))
     known = experiment.site_names
     for where, name in named:

@@ -146,8 +146,8 @@ class _Plan:
         self.regions = isinstance(self.deployment.topology, Regions)
         self.cells = isinstance(self.deployment.topology, Cells)
         self.services = [service for name, service in SERVICES.items() if name in self.deployment.services]
-        self.places = {service.name: self._places(service) for service in self.services}
-        self.serving = {
+        self.places: dict[str, dict[str, At]] = {service.name: self._places(service) for service in self.services}
+        self.serving: dict[tuple[str, str], At] = {
             (service.name, site): self._serving(service.name, site)
             for service in self.services
             for site in experiment.site_names

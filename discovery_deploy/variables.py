@@ -65,8 +65,8 @@ class Secrets(Strict):
     def values(self) -> tuple[str, ...]:
         """Every secret text, for searches that must find none of them."""
         passwords = (self.admin_password, self.check_password, self.database_password)
-        passwords += (self.service_password, self.broker_password, self.broker_cookie)
-        return passwords + self.token_keys + self.receipt_keys + self.credential_keys
+        later = (self.service_password, self.broker_password, self.broker_cookie)
+        return passwords + later + self.token_keys + self.receipt_keys + self.credential_keys
 
 
 def _fernet_key() -> str:

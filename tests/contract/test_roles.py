@@ -85,14 +85,15 @@ def test_every_variable_that_is_given_is_declared(deployment: dict[str, Any]) ->
 
 
 @every_deployment
-def test_every_variable_that_a_verb_needs_is_given_where_it_runs_with_the_type_it_has(deployment: dict[str, Any]) -> None:
+def test_every_variable_that_a_verb_needs_is_given_where_it_runs_with_its_type(deployment: dict[str, Any]) -> None:
     known = host_variables(deployment)
     wrong = []
     for role, verb, hosts in plays(deployment):
         for name, option in specification(role)[verb].items():
             for host in hosts:
                 value = known[host].get(name)
-                if not isinstance(value, TYPES[option["type"]]) or (isinstance(value, bool) and option["type"] != "bool"):
+                kind = TYPES[option["type"]]
+                if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                     wrong.append(f"{role} {verb} on {host}: {name} is {value!r}, not {option['type']}")
     assert wrong == []
 

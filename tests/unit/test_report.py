@@ -221,6 +221,16 @@ def test_a_client_beside_the_only_database_is_named_in_tables_and_figures() -> N
     assert text.BESIDE in files["report.md"].decode()
 
 
+def test_an_api_at_another_site_than_the_client_is_named_with_its_distance(small: Campaign) -> None:
+    place = small.runs[0].placements[0]
+    away = place.model_copy(update={"api_site": "lyon", "api_rtt_s": 0.0437, "compute_rtt_s": 0.0519})
+    told = files_of(changed(small, 0, placements=(away,)))
+    rows = [line for line in told["report.md"].decode().splitlines() if "43.70" in line or "43.7 " in line]
+    assert [("lyon" in row, "51.9" in row) for row in rows] == [(True, True)]
+    assert "43.7" in prose(told["report.html"])
+    assert "regions" in prose(told["report.html"])
+
+
 def test_provenance_is_there(files: dict[str, bytes], quick: Campaign) -> None:
     page = prose(files["report.html"])
     facts = quick.provenance

@@ -166,7 +166,10 @@ def test_fake_computes_have_a_chassis_each_at_the_ovn_of_their_neutron() -> None
 def test_a_site_s_overrides_stand_on_top_of_those_for_all_sites() -> None:
     hosts = told(
         "regions",
-        overrides={"nova": {"DEFAULT": {"debug": True, "osapi_max_limit": 10}}, "keystone": {"token": {"expiration": 9}}},
+        overrides={
+            "nova": {"DEFAULT": {"debug": True, "osapi_max_limit": 10}},
+            "keystone": {"token": {"expiration": 9}},
+        },
         site_overrides={"new-york": {"nova": {"DEFAULT": {"debug": False}, "api": {"use_forwarded_for": True}}}},
     ).hosts
     assert hosts["rennes-1"]["nova_overrides"] == {"DEFAULT": {"debug": True, "osapi_max_limit": 10}}

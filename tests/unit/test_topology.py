@@ -55,9 +55,7 @@ def found(topology: str, backend: dict[str, str] = PARIS, **deployment: Any) -> 
 
 CASES = [
     pytest.param(topology, backend, placement, id=f"{topology}-{backend['type']}-{number}")
-    for topology, backend, (number, placement) in itertools.product(
-        TOPOLOGIES, (PARIS, GALERA), enumerate(PLACEMENTS)
-    )
+    for topology, backend, (number, placement) in itertools.product(TOPOLOGIES, (PARIS, GALERA), enumerate(PLACEMENTS))
 ]
 
 
