@@ -54,7 +54,9 @@ def inventory(experiment: Experiment, lease: Lease, ssh_config: Path, key: Path)
 def _used(experiment: Experiment) -> dict[str, set[str]]:
     """Group -> hosts on which it is in this setting."""
     found = layout(experiment)
-    used: dict[str, set[str]] = {name: {instance.at.host for instance in found.of(name)} for name in experiment.deployment.services}
+    used: dict[str, set[str]] = {
+        name: {instance.at.host for instance in found.of(name)} for name in experiment.deployment.services
+    }
     return {
         **used,
         "memcached": set().union(*used.values()),

@@ -100,3 +100,22 @@ def test_every_field_that_acts_on_the_testbed_is_in_some_slice() -> None:
 def test_equal_inputs_give_equal_hashes_whatever_the_order_of_keys() -> None:
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
     assert digest({"a": 1}) != digest({"a": 2})
+
+
+@pytest.mark.parametrize(
+    ("change", "first"),
+    [
+        ({"topology": {"type": "centralized", "site": "b"}}, "deploy"),
+        ({"placement": {"keystone": ["b"]}}, "deploy"),
+        ({"overrides": {"keystone": {"token": {"expiration": 60}}}}, "deploy"),
+        ({"computes": {"fake": 3}}, "deploy"),
+        ({"services": ["keystone", "glance"]}, "prepare"),
+    ],
+)
+def test_what_is_spread_otherwise_is_deployed_again_and_other_services_are_prepared(change: Any, first: str) -> None:
+    state = all_done(wanted_hashes(experiment(), INPUTS))
+    written = experiment().model_dump(mode="json", by_alias=True, exclude_none=True)
+    written["deployment"].update(change)
+    wanted = wanted_hashes(Experiment.model_validate(written), INPUTS)
+    assert stale_phases(state, wanted)[0] == first
+    assert must_destroy(state, wanted)
