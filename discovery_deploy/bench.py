@@ -30,8 +30,10 @@ if [ "$left" -gt 0 ]; then sleep "$(printf '%d.%03d' $((left / 1000)) $((left % 
 code=$?
 if [ "$code" != 0 ] && [ "$code" != 2 ]; then exit "$code"; fi
 set -e
-{rally} task report --json --out rally.json >> rally.log 2>&1
+{rally} task report --json --out rally.json > json.log 2>&1 &
+json=$!
 {rally} task report --html-static --out rally.html >> rally.log 2>&1
+wait "$json" || {{ cat json.log >> rally.log; exit 1; }}
 """
 
 

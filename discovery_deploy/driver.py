@@ -164,7 +164,9 @@ class Driver:
         task = rally.rally_task(self.tasks[run.scenario.task], run.scenario)
         folder = self.workspace.runs / run.id
         command = variables.rally_command(testbed.environments(experiment))
+        started = time.monotonic()
         results = bench.load(testbed.remote, hosts, run.id, task, command, run.scenario.times, folder)
+        self.workspace.note("rally ended", run=run.id, seconds=round(time.monotonic() - started, 3))
         self.announce.line("the WAN is measured again")
         after = testbed.verify(experiment)
         rally_problems = tuple(
