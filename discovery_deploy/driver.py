@@ -135,10 +135,15 @@ class Driver:
 
         last: wan.WanReport | None = None
         at: str | None = None
+        hosts: str | None = None
         while combination := sweeper.get_next(in_order):
             run = by_key[combination]
             try:
                 setting = run.setting
+                wanted = self._hosts_hash(setting)
+                if hosts not in (None, wanted):
+                    self.collect()  # before these hosts go
+                hosts = wanted
                 verified = self.testbed.bring_to(setting)
                 before = (
                     verified
@@ -150,6 +155,9 @@ class Driver:
                 sweeper.cancel(combination)
                 raise
             sweeper.done(combination)
+
+    def _hosts_hash(self, setting: Setting) -> str:
+        return wanted_hashes(setting.experiment, self.testbed.inputs)["reserve"]
 
     def _run(self, run: PlannedRun, before: wan.WanReport, place: str) -> wan.WanReport:
         """One run, recorded whatever comes of it. Returns the verification after it."""
@@ -222,11 +230,12 @@ class Driver:
 
     def collect(self) -> None:
         """Bring home the facts of the hosts while they are there; a repeated call looks again."""
-        if self.workspace.load("lease.json", Lease) is None:
+        setting = self._present()
+        if self.workspace.load("lease.json", Lease) is None or setting is None:
             return
         self.announce.phase("collect", "versions and facts of the hosts")
         started = time.monotonic()
-        reports = self.testbed.collect(self.settings[-1].experiment)
+        reports = self.testbed.collect(setting.experiment)
         for host in self.testbed.lease.hosts:
             facts = HostFacts.model_validate({"name": host.name, "site": host.site, **reports[host.name]})
             self.workspace.save(f"facts/{host.name}.json", facts)
@@ -234,11 +243,23 @@ class Driver:
         self.workspace.save("router.json", facts_of_router)
         self.announce.done("collect", round(time.monotonic() - started, 3))
 
+    def _present(self) -> Setting | None:
+        """The setting whose deployment is on the hosts, else one that has these hosts; None when there is none."""
+        state = self.testbed.state
+        reserve = state.phases.get("reserve")
+        if reserve is None or reserve.status != "done":
+            return None
+        wanted = [(setting, wanted_hashes(setting.experiment, self.testbed.inputs)) for setting in self.settings]
+        same_hosts = [(setting, hashes) for setting, hashes in wanted if hashes["reserve"] == reserve.hash]
+        deployed = [setting for setting, hashes in same_hosts if hashes["deploy"] == state.deployed]
+        return next(iter([*deployed, *(setting for setting, _ in reversed(same_hosts))]), None)
+
     def provenance(self) -> Provenance:
         """What it takes to believe and to repeat the experiment."""
         router = self.workspace.load("router.json", RouterFacts)
+        names = {host.name for one in self.settings for site in one.experiment.sites for host in site.hosts}
         facts = [HostFacts.model_validate_json(path.read_text()) for path in
-                 sorted((self.workspace.path / "facts").glob("*.json"))]  # fmt: skip
+                 sorted((self.workspace.path / "facts").glob("*.json")) if path.stem in names]  # fmt: skip
         inputs = self.testbed.inputs
         return Provenance(
             tool_version=__version__,
