@@ -17,7 +17,7 @@ from discovery_deploy import __version__, bench, campaign, rally, variables, wan
 from discovery_deploy.campaign import Run, Setting
 from discovery_deploy.errors import MeasurementError
 from discovery_deploy.model import Scenario
-from discovery_deploy.phases import digest, wanted_hashes
+from discovery_deploy.phases import digest
 from discovery_deploy.provenance import machine_facts, tool_commit
 from discovery_deploy.providers.base import Lease
 from discovery_deploy.records import HostFacts, Provenance, RouterFacts, RunRecord
@@ -63,7 +63,7 @@ class Driver:
     def fingerprint(self, setting: Setting, scenario: Scenario) -> str:
         """Hash of everything a run of a scenario in a setting depends on."""
         experiment = setting.experiment
-        hashes = wanted_hashes(experiment, self.testbed.inputs)
+        hashes = self.testbed.wanted(experiment)
         template = self.tasks[scenario.task].model_dump(mode="json")
         return digest(
             hashes["verify"], scenario.model_dump(mode="json"), template, experiment.campaign.load,
@@ -157,7 +157,7 @@ class Driver:
             sweeper.done(combination)
 
     def _hosts_hash(self, setting: Setting) -> str:
-        return wanted_hashes(setting.experiment, self.testbed.inputs)["reserve"]
+        return self.testbed.wanted(setting.experiment)["reserve"]
 
     def _run(self, run: PlannedRun, before: wan.WanReport, place: str) -> wan.WanReport:
         """One run, recorded whatever comes of it. Returns the verification after it."""
@@ -249,7 +249,7 @@ class Driver:
         reserve = state.phases.get("reserve")
         if reserve is None or reserve.status != "done":
             return None
-        wanted = [(setting, wanted_hashes(setting.experiment, self.testbed.inputs)) for setting in self.settings]
+        wanted = [(setting, self.testbed.wanted(setting.experiment)) for setting in self.settings]
         same_hosts = [(setting, hashes) for setting, hashes in wanted if hashes["reserve"] == reserve.hash]
         deployed = [setting for setting, hashes in same_hosts if hashes["deploy"] == state.deployed]
         return next(iter([*deployed, *(setting for setting, _ in reversed(same_hosts))]), None)
@@ -260,7 +260,7 @@ class Driver:
         names = {host.name for one in self.settings for site in one.experiment.sites for host in site.hosts}
         facts = [HostFacts.model_validate_json(path.read_text()) for path in
                  sorted((self.workspace.path / "facts").glob("*.json")) if path.stem in names]  # fmt: skip
-        inputs = self.testbed.inputs
+        inputs = self.testbed.inputs(self.experiment)
         return Provenance(
             tool_version=__version__,
             tool_commit=tool_commit(),

@@ -27,7 +27,7 @@ from discovery_deploy import (
 from discovery_deploy.campaign import Setting
 from discovery_deploy.errors import StateError
 from discovery_deploy.model import Experiment, Strict
-from discovery_deploy.phases import PHASES, Phase, State, digest, must_destroy, stale_phases, wanted_hashes
+from discovery_deploy.phases import PHASES, Inputs, Phase, State, digest, must_destroy, stale_phases, wanted_hashes
 from discovery_deploy.providers.base import Lease, ProviderInterface
 from discovery_deploy.remote import Remote, ssh_config_text
 from discovery_deploy.workspace import Workspace, now, write_file
@@ -106,7 +106,7 @@ class Testbed:
         self.provider = provider
         self.announce = announce
         self.cache = stack.cache_directory()
-        self.inputs = builds.inputs(experiment.deployment.release)
+        self._inputs: dict[str, Inputs] = {}
         self._state: State | None = None
         self._checked_alive = False
 
@@ -154,13 +154,25 @@ class Testbed:
 
     # phases
 
+    def inputs(self, experiment: Experiment) -> Inputs:
+        """Hashes of what the phases of a setting use besides the file; a factor may vary what they depend on."""
+        deployment = experiment.deployment
+        key = deployment.model_dump_json()
+        if key not in self._inputs:
+            self._inputs[key] = builds.inputs(deployment.release)
+        return self._inputs[key]
+
+    def wanted(self, experiment: Experiment) -> dict[Phase, str]:
+        """Phase -> the hash with which a setting's experiment wants it."""
+        return wanted_hashes(experiment, self.inputs(experiment))
+
     def stale(self, setting: Setting, until: Phase = "verify") -> tuple[Phase, ...]:
         """Phases that must be executed to be at a setting. Looks once whether the hosts live, and are ours.
 
         Raises:
             StateError: another workspace has the hosts.
         """
-        wanted = wanted_hashes(setting.experiment, self.inputs)
+        wanted = self.wanted(setting.experiment)
         stale = stale_phases(self.state, wanted, until)
         if (not stale or stale[0] != "reserve") and not self._checked_alive:
             if self._strangers():
@@ -202,7 +214,7 @@ class Testbed:
         Returns:
             The verification when it was made now; None when it was made before.
         """
-        wanted = wanted_hashes(setting.experiment, self.inputs)
+        wanted = self.wanted(setting.experiment)
         acts: dict[Phase, Callable[[Experiment], str]] = {
             "reserve": self._reserve,
             "prepare": self._prepare,

@@ -14,7 +14,7 @@ from discovery_deploy.campaign import set_at, settings
 from discovery_deploy.driver import Driver
 from discovery_deploy.errors import StateError
 from discovery_deploy.model import Experiment
-from discovery_deploy.phases import PHASES, State, wanted_hashes
+from discovery_deploy.phases import PHASES, State
 from discovery_deploy.providers.base import Lease, LeasedHost
 from discovery_deploy.testbed import UNKNOWN, Testbed, release
 from discovery_deploy.wan import WanReport
@@ -93,6 +93,9 @@ class Machines:
     def read_shape(self, lease: Lease) -> NoReturn:
         raise AssertionError("nothing is known that could be compared")
 
+    def router_facts(self, lease: Lease) -> str:
+        return "none"
+
     def release(self, experiment_name: str, progress: Callable[[str], None]) -> None:
         self.workspace = None
 
@@ -162,7 +165,7 @@ def test_other_sites_are_reserved_anew_and_nothing_is_deployed_there(tmp_path: P
     machines, asked = Machines(), experiment(SITES)
     few, many = settings(asked)
     bed = reserved(asked, workspace(tmp_path / "w"), machines)
-    bed._keep(bed.state.model_copy(update={"deployed": wanted_hashes(few.experiment, bed.inputs)["deploy"]}))
+    bed._keep(bed.state.model_copy(update={"deployed": bed.wanted(few.experiment)["deploy"]}))
     assert bed.stale(many) == PHASES
     assert "towards lyon" in bed.program(many.experiment)
     bed.bring_to(many, "reserve")
@@ -176,7 +179,7 @@ def test_other_sites_are_reserved_anew_and_nothing_is_deployed_there(tmp_path: P
 
 
 def all_done(bed: Testbed, asked: Experiment) -> None:
-    state, wanted = State(), wanted_hashes(asked, bed.inputs)
+    state, wanted = State(), bed.wanted(asked)
     for phase in PHASES:
         state = state.started(phase, wanted[phase], "t").done(phase, "t", 1.0)
     bed._keep(state)
