@@ -11,7 +11,7 @@ import pytest
 
 from discovery_deploy import image
 from discovery_deploy.campaign import set_at, settings
-from discovery_deploy.driver import Driver
+from discovery_deploy.driver import Driver, PlannedRun
 from discovery_deploy.errors import StateError
 from discovery_deploy.model import Experiment
 from discovery_deploy.phases import PHASES, State
@@ -219,9 +219,12 @@ def test_facts_are_brought_home_before_hosts_go(tmp_path: Path, monkeypatch: pyt
     report = WanReport(pairs=(), measured_at="t")
     monkeypatch.setattr(Testbed, "bring_to", lambda self, setting, until="verify": report)
     monkeypatch.setattr(Driver, "collect", lambda self: happened.append("collect"))
-    monkeypatch.setattr(
-        Driver, "_run", lambda self, run, before, place: happened.append(run.setting.record.label) or report
-    )
+
+    def run(self: Driver, run: PlannedRun, before: WanReport, place: str) -> WanReport:
+        happened.append(run.setting.record.label)
+        return report
+
+    monkeypatch.setattr(Driver, "_run", run)
     driver.bench()
     assert happened == [
         *("load light, sites nantes+rennes", "load high, sites nantes+rennes", "collect"),
