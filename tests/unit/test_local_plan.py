@@ -320,7 +320,7 @@ def test_hosts_are_known_by_who_reserved_them_and_by_their_plans(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = tmp_path / "elsewhere" / "far"
-    monkeypatch.setattr(local.machine, "claims", lambda: {5: elsewhere})
+    monkeypatch.setattr("discovery_deploy.machine.claims", lambda: {5: elsewhere})
     provider = local.LocalProvider(environments=tmp_path, state=tmp_path / "state")
     assert provider.holder("near") is None
     for directory in (tmp_path / "state" / "near", elsewhere, tmp_path / "state" / "cut-off"):
