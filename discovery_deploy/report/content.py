@@ -75,7 +75,8 @@ def facts(experiment: Experiment, runs: Sequence[RunRecord]) -> list[tuple[str, 
     def marked(value: str, *paths: str) -> str:
         return value + (" (varied, see settings)" if any(is_varied(experiment, path) for path in paths) else "")
 
-    load, clients = campaign.load, experiment.bench_sites()
+    load: str = campaign.load
+    clients = experiment.bench_sites()
     if is_varied(experiment, "campaign") or is_varied(experiment, "sites"):
         load = " or ".join(dict.fromkeys(run.load for run in runs)) or load
         clients = tuple(dict.fromkeys(place.bench_site for run in runs for place in run.placements)) or clients
