@@ -16,7 +16,7 @@ pytestmark = pytest.mark.integration
 ONE = [{"name": "nantes"}]
 TWO = [*ONE, {"name": "rennes"}]
 EXPERIMENT: dict[str, Any] = {
-    "name": "small",
+    "name": "factors",
     "question": "Does another site change anything?",
     "sites": ONE,
     "network": {"default": {"delay": "5 ms"}, "verify": {"rtt_tolerance": "3 ms"}},
@@ -33,16 +33,15 @@ EXPERIMENT: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def tool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
-    made = Tool(tmp_path_factory.mktemp("sites"))
-    made.write(EXPERIMENT)
+    made = Tool(tmp_path_factory.mktemp("sites"), EXPERIMENT)
     before = Snapshot.take(made.folder / "state")
     yield made
-    made("release", "small")
+    made("release", "factors")
     assert left_behind(made.folder / "state", before) == []
 
 
 def test_every_setting_has_its_own_sites_and_clients(tool: Tool) -> None:
-    tool("run", "small.yaml")
+    tool("run", "factors.yaml")
     seen = {
         record["setting"]["label"]: (
             [place["bench_site"] for place in record["placements"]],
@@ -65,10 +64,10 @@ def test_every_setting_has_its_own_sites_and_clients(tool: Tool) -> None:
 
 
 def test_a_site_that_goes_takes_its_host_with_it(tool: Tool) -> None:
-    tool("deploy", "small.yaml", "--setting", "load light, sites nantes")
-    plan = json.loads((tool.folder / "state" / "small" / "plan.json").read_text())
+    tool("deploy", "factors.yaml", "--setting", "load light, sites nantes")
+    plan = json.loads((tool.folder / "state" / "factors" / "plan.json").read_text())
     assert [host["name"] for host in plan["hosts"]] == ["nantes-1"]
-    assert [path.name for path in (tool.folder / "state" / "small" / "hosts").iterdir()] == ["nantes-1"]
+    assert [path.name for path in (tool.folder / "state" / "factors" / "hosts").iterdir()] == ["nantes-1"]
     assert not (tool.workspace / "openrc-rennes").exists()
     shown = tool("openstack", "nantes", "endpoint", "list", "-f", "json").stdout
     assert {endpoint["Region"] for endpoint in json.loads(shown)} == {"nantes"}
@@ -76,11 +75,11 @@ def test_a_site_that_goes_takes_its_host_with_it(tool: Tool) -> None:
 
 def test_another_workspace_is_refused_until_it_is_told_to_take_over(tool: Tool) -> None:
     other = str(tool.folder / "other")
-    message = tool("reserve", "small.yaml", "--workspace", other, code=6).stderr
-    assert f"experiment small's hosts were reserved from {tool.workspace}" in message
+    message = tool("reserve", "factors.yaml", "--workspace", other, code=6).stderr
+    assert f"experiment factors's hosts were reserved from {tool.workspace}" in message
     assert "--take-over" in message
-    tool("reserve", "small.yaml", "--workspace", other, "--take-over")
-    assert "reserved from" in tool("deploy", "small.yaml", code=6).stderr
+    tool("reserve", "factors.yaml", "--workspace", other, "--take-over")
+    assert "reserved from" in tool("deploy", "factors.yaml", code=6).stderr
     assert other in tool("status").stdout
-    assert f"its hosts were reserved from {other}" in tool("release", "small").stderr
-    tool("deploy", "small.yaml", "--setting", "load light, sites nantes")
+    assert f"its hosts were reserved from {other}" in tool("release", "factors").stderr
+    tool("deploy", "factors.yaml", "--setting", "load light, sites nantes")
