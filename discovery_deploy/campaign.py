@@ -17,10 +17,10 @@ from discovery_deploy.wan import PathShape
 
 _LONGEST_LABEL = 40
 _COST = (
-    *("deployment.release", "deployment.services", "deployment.topology", "deployment.backend", "deployment"),
+    *("sites", "deployment.release", "deployment.services", "deployment.topology", "deployment.backend", "deployment"),
     "network",
 )
-"""Beginnings of factor paths, the most expensive to change first."""
+"""Beginnings of factor paths, the most expensive to change first; what is not here costs nothing but the runs."""
 
 
 class Setting(Strict):
@@ -85,8 +85,8 @@ def _substitute(data: Any, levels: Mapping[str, Any]) -> Experiment:
 def settings(experiment: Experiment) -> tuple[Setting, ...]:
     """Every combination of the factors' levels; without factors the one setting that the file itself is.
 
-    Ordered so that what is expensive to change changes least: deployment factors vary slowest, network factors
-    fastest, factors of equal cost and levels in the order of the file.
+    Ordered so that what is expensive to change changes least: hosts vary slowest, then the deployment, then the
+    network, and who loads it fastest; factors of equal cost and levels in the order of the file.
 
     Raises:
         ValueError: (as pydantic.ValidationError) a combination that is not an experiment.
@@ -126,15 +126,20 @@ def level_labels(experiment: Experiment) -> dict[str, tuple[str, ...]]:
 
 
 def _pair(experiment: Experiment, path: str) -> str:
-    """Such as "nantes-lyon" or "nantes->lyon" for a field of a constraint, "" for others."""
+    """What a label needs to be understood: "nantes-lyon" or "nantes->lyon" for a field of a constraint, the name for
+    one of a site or host, "" for others."""
+    varied = {factor.path for factor in experiment.campaign.factors}
     match parse_path(path):
         case ("network", "constraints", int(index), "delay" | "jitter" | "loss" | "rate"):
             start = f"network.constraints[{index}]."
-            varied = {factor.path.removeprefix(start).split("[")[0] for factor in experiment.campaign.factors}
-            if varied & {"between", "from", "to"}:
+            if {one.removeprefix(start).split("[")[0] for one in varied} & {"between", "from", "to"}:
                 return f"constraints[{index}]"
             pairs = experiment.network.constraints[index].ordered_pairs()
             return ("->" if len(pairs) == 1 else "-").join(pairs[0])
+        case ("sites", int(index), "hosts", int(number), *_):
+            return experiment.sites[index].hosts[number].name
+        case ("sites", int(index), "hosts"):
+            return experiment.sites[index].name
     return ""
 
 
@@ -143,18 +148,38 @@ def _last_key(path: str) -> str:
 
 
 def _level_label(path: str, level: Any) -> str:
-    """Such as mariadb@paris, galera, 25 ms, cache none, default delay 25 ms loss 1 %."""
-    key = _last_key(path)
+    """Such as mariadb@paris, galera, 25 ms, cache none, default delay 25 ms loss 1 %, sites paris+lyon."""
+    place = parse_path(path)
+    key = "site" if place[:-1] == ("sites",) else _last_key(path)
     if isinstance(level, dict) and "type" in level:
-        rest = [str(value) for name, value in level.items() if name != "type"]
-        text = "@".join([str(level["type"]), *rest])
-    elif isinstance(level, dict):
-        text = " ".join([key, *(f"{name} {value}" for name, value in level.items())])
-    elif isinstance(level, list):
-        text = f"{key} {'+'.join(map(str, level))}"
+        text = _shown(level)
+    elif isinstance(level, dict) and "name" not in level:
+        text = " ".join([key, *(f"{name} {_shown(value)}" for name, value in level.items())])
+    elif isinstance(level, dict | list):
+        text = f"{key} {_shown(level)}"
     else:
         text = str(level) if key == "delay" else f"{key} {'unset' if level is None else level}"
+    if len(text) > _LONGEST_LABEL and isinstance(level, list):
+        text = f"{len(level)} {key} {_digest(level)[:4]}"
     return text if len(text) <= _LONGEST_LABEL else f"{key} {_digest(level)}"
+
+
+def _shown(value: Any) -> str:
+    """A part of a level in few words: a site or host by its name, an object with a type as mariadb@paris."""
+    if isinstance(value, list):
+        return "+".join(map(_shown, value))
+    if isinstance(value, dict) and "name" in value:
+        return str(value["name"])
+    if isinstance(value, dict) and "type" in value:
+        return "@".join([str(value["type"]), *(_shown(part) for name, part in value.items() if name != "type")])
+    return str(value)
+
+
+def sites_of_settings(experiment: Experiment) -> tuple[str, ...]:
+    """Names of the sites that there are in any setting, in the order in which they come up."""
+    if not any(parse_path(factor.path)[0] == "sites" for factor in experiment.campaign.factors):
+        return experiment.site_names
+    return tuple(dict.fromkeys(name for one in settings(experiment) for name in one.experiment.site_names))
 
 
 def runs(experiment: Experiment, of: Sequence[Setting] | None = None) -> tuple[Run, ...]:
@@ -190,6 +215,8 @@ def run_id(scenario: Scenario, setting: Setting, repetition: int) -> str:
     decides["scenario"] = scenario.model_dump(mode="json")
     words = [scenario.label, setting.record.label]
     readable = "-".join(re.sub(r"[^A-Za-z0-9_.@]+", "-", word).strip("-.") for word in words if word)
+    if readable[120:]:  # two settings may ask for the same, as every `bench_site` does where the load is `high`
+        decides["label"] = readable
     return f"{readable[:120]}-{repetition}-{_digest(decides)}"
 
 

@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from discovery_deploy import __version__, commands, config, doctor, opening, stack
+from discovery_deploy import __version__, cache, commands, config, doctor, opening, stack
 from discovery_deploy.driver import Driver
 from discovery_deploy.errors import EXIT_BUG, EXIT_TESTBED, DiscoveryError, InterruptedByUserError
 from discovery_deploy.phases import Phase
@@ -35,6 +35,9 @@ app = typer.Typer(
     help="From a file describing a distributed OpenStack experiment to a report that can be believed.",
     epilog="Exit codes: 2 experiment file, 3 testbed, 4 playbook, 5 measurement not valid, 6 state or lock, 70 bug.",
 )
+
+cache_app = typer.Typer(no_args_is_help=True, help="What was built once for all experiments of this machine.")
+app.add_typer(cache_app, name="cache")
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The experiment file.", show_default=False)]
 Folder = Annotated[
@@ -69,6 +72,10 @@ SettingLabel = Annotated[
     ),
 ]
 
+TakeOver = Annotated[
+    bool, typer.Option("--take-over", help="Take the experiment's hosts from the workspace that reserved them.")
+]
+
 console = Console(stderr=True)
 
 
@@ -77,7 +84,9 @@ def _announcer(verbose: bool) -> ConsoleAnnouncer:
 
 
 @contextmanager
-def _driver(file: Path, folder: Path | None, verbose: bool, retry_invalid: bool = False) -> Iterator[Driver]:
+def _driver(
+    file: Path, folder: Path | None, verbose: bool, retry_invalid: bool = False, take_over: bool = False
+) -> Iterator[Driver]:
     """The driver of an experiment file, with its workspace locked."""
     opened = opening.open_experiment(file)
     workspace = opening.workspace_of(opened, folder)
@@ -85,7 +94,7 @@ def _driver(file: Path, folder: Path | None, verbose: bool, retry_invalid: bool 
     with workspace.lock():
         opening.keep_source(workspace, opened)
         provider = provider_named(opened.experiment.provider.type)
-        testbed = Testbed(opened.experiment, workspace, provider, announce)
+        testbed = Testbed(opened.experiment, workspace, provider, announce, take_over)
         try:
             yield Driver(testbed, opened.source, retry_invalid)
         except KeyboardInterrupt:
@@ -120,10 +129,11 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done; do nothing.")] = False,
     retry_invalid: Annotated[bool, typer.Option(help="Repeat runs that ended but were not valid.")] = False,
     release: Annotated[bool, typer.Option("--release", help="Give the hosts back at the end.")] = False,
+    take_over: TakeOver = False,
     verbose: Verbose = False,
 ) -> None:
     """Do all of it: reserve, prepare, deploy, constrain, verify, bench, report. Run again to go on after a stop."""
-    with _driver(file, workspace, verbose, retry_invalid) as driver:
+    with _driver(file, workspace, verbose, retry_invalid, take_over) as driver:
         if dry_run:
             sys.stdout.write(commands.dry_run(driver))
             return
@@ -151,7 +161,19 @@ def _phase_command(phase: Phase, text: str) -> None:
     app.command(name=phase)(command)
 
 
-_phase_command("reserve", "Obtain the hosts, and start again those that died.")
+@app.command()
+def reserve(
+    file: File,
+    setting: SettingLabel = None,
+    workspace: Folder = None,
+    take_over: TakeOver = False,
+    verbose: Verbose = False,
+) -> None:
+    """Obtain the hosts, and start again those that died."""
+    with _driver(file, workspace, verbose, take_over=take_over) as driver:
+        driver.testbed.bring_to(commands.setting_named(driver, setting), "reserve")
+
+
 _phase_command("prepare", "Put the software on every host (after reserve, if that is stale).")
 _phase_command("deploy", "Deploy OpenStack for one setting (after the phases before it, where stale).")
 _phase_command("constrain", "Shape the WAN of one setting (after the phases before it, where stale).")
@@ -225,9 +247,27 @@ def doctor_command(
         console.print(f"missing: {lack.what}", markup=False, highlight=False, soft_wrap=True)
         if lack.command:
             sys.stdout.write(lack.command + "\n")
+    console.print(cache.size_line(places[0]), markup=False, highlight=False, soft_wrap=True)
     if found:
         raise typer.Exit(EXIT_TESTBED)
     console.print(f"nothing is missing for provider {provider}", highlight=False)
+
+
+@cache_app.command(name="list")
+def cache_list() -> None:
+    """List what is cached, how large it is and who uses it, on standard output."""
+    sys.stdout.write(cache.table(cache.entries(stack.cache_directory())))
+
+
+@cache_app.command(name="prune")
+def cache_prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed; do nothing.")] = False,
+) -> None:
+    """Remove images and environments that neither this version nor any experiment's hosts use; prints what went."""
+    removed = cache.prune(stack.cache_directory(), dry_run)
+    sys.stdout.write(cache.table(removed) if removed else "")
+    word = "would be freed" if dry_run else "freed"
+    console.print(f"{cache.size_text(sum(entry.octets for entry in removed))} {word}", highlight=False)
 
 
 @app.command()

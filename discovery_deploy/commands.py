@@ -155,7 +155,8 @@ def status(named: str | None) -> str:
         texts = [workspace_status(Workspace(path)) for path in present]
     else:
         texts = [workspace_status(opening.find_workspace(named))]
-    holders = provider_named("local").experiments()
+    provider = provider_named("local")
+    holders = [f"{name} ({provider.holder(name) or 'workspace unknown'})" for name in provider.experiments()]
     texts.append(f"experiments with hosts on this machine: {', '.join(holders) or 'none'}\n")
     return "\n".join(texts)
 

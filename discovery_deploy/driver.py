@@ -17,7 +17,7 @@ from discovery_deploy import __version__, bench, campaign, rally, variables, wan
 from discovery_deploy.campaign import Run, Setting
 from discovery_deploy.errors import MeasurementError
 from discovery_deploy.model import Scenario
-from discovery_deploy.phases import digest, wanted_hashes
+from discovery_deploy.phases import digest
 from discovery_deploy.provenance import machine_facts, tool_commit
 from discovery_deploy.providers.base import Lease
 from discovery_deploy.records import HostFacts, Provenance, RouterFacts, RunRecord
@@ -63,7 +63,7 @@ class Driver:
     def fingerprint(self, setting: Setting, scenario: Scenario) -> str:
         """Hash of everything a run of a scenario in a setting depends on."""
         experiment = setting.experiment
-        hashes = wanted_hashes(experiment, self.testbed.inputs)
+        hashes = self.testbed.wanted(experiment)
         template = self.tasks[scenario.task].model_dump(mode="json")
         return digest(
             hashes["verify"], scenario.model_dump(mode="json"), template, experiment.campaign.load,
@@ -135,10 +135,15 @@ class Driver:
 
         last: wan.WanReport | None = None
         at: str | None = None
+        hosts: str | None = None
         while combination := sweeper.get_next(in_order):
             run = by_key[combination]
             try:
                 setting = run.setting
+                wanted = self._hosts_hash(setting)
+                if hosts not in (None, wanted):
+                    self.collect()  # before these hosts go
+                hosts = wanted
                 verified = self.testbed.bring_to(setting)
                 before = (
                     verified
@@ -150,6 +155,9 @@ class Driver:
                 sweeper.cancel(combination)
                 raise
             sweeper.done(combination)
+
+    def _hosts_hash(self, setting: Setting) -> str:
+        return self.testbed.wanted(setting.experiment)["reserve"]
 
     def _run(self, run: PlannedRun, before: wan.WanReport, place: str) -> wan.WanReport:
         """One run, recorded whatever comes of it. Returns the verification after it."""
@@ -224,11 +232,12 @@ class Driver:
 
     def collect(self) -> None:
         """Bring home the facts of the hosts while they are there; a repeated call looks again."""
-        if self.workspace.load("lease.json", Lease) is None:
+        setting = self._present()
+        if self.workspace.load("lease.json", Lease) is None or setting is None:
             return
         self.announce.phase("collect", "versions and facts of the hosts")
         started = time.monotonic()
-        reports = self.testbed.collect(self.settings[-1].experiment)
+        reports = self.testbed.collect(setting.experiment)
         for host in self.testbed.lease.hosts:
             facts = HostFacts.model_validate({"name": host.name, "site": host.site, **reports[host.name]})
             self.workspace.save(f"facts/{host.name}.json", facts)
@@ -236,12 +245,24 @@ class Driver:
         self.workspace.save("router.json", facts_of_router)
         self.announce.done("collect", round(time.monotonic() - started, 3))
 
+    def _present(self) -> Setting | None:
+        """The setting whose deployment is on the hosts, else one that has these hosts; None when there is none."""
+        state = self.testbed.state
+        reserve = state.phases.get("reserve")
+        if reserve is None or reserve.status != "done":
+            return None
+        wanted = [(setting, self.testbed.wanted(setting.experiment)) for setting in self.settings]
+        same_hosts = [(setting, hashes) for setting, hashes in wanted if hashes["reserve"] == reserve.hash]
+        deployed = [setting for setting, hashes in same_hosts if hashes["deploy"] == state.deployed]
+        return next(iter([*deployed, *(setting for setting, _ in reversed(same_hosts))]), None)
+
     def provenance(self) -> Provenance:
         """What it takes to believe and to repeat the experiment."""
         router = self.workspace.load("router.json", RouterFacts)
+        names = {host.name for one in self.settings for site in one.experiment.sites for host in site.hosts}
         facts = [HostFacts.model_validate_json(path.read_text()) for path in
-                 sorted((self.workspace.path / "facts").glob("*.json"))]  # fmt: skip
-        inputs = self.testbed.inputs
+                 sorted((self.workspace.path / "facts").glob("*.json")) if path.stem in names]  # fmt: skip
+        inputs = self.testbed.inputs(self.experiment)
         return Provenance(
             tool_version=__version__,
             tool_commit=tool_commit(),

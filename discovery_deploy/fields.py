@@ -17,15 +17,21 @@ from discovery_deploy.model import Experiment, Strict
 from discovery_deploy.references import Place, near
 
 _STEP = re.compile(r"(?:^|(?<=[\w\]])\.)([a-z][a-z0-9_]*)|\[(0|[1-9][0-9]*)\]")
-_VARYING: tuple[Place, ...] = (("network", "default"), ("network", "constraints"), ("deployment",))
+_VARYING: tuple[Place, ...] = (
+    ("sites",),
+    ("network", "default"),
+    ("network", "constraints"),
+    ("deployment",),
+    ("campaign", "load"),
+    ("campaign", "bench_site"),
+)
 _FIXED = {
-    "name": "the experiment keeps its name",
+    "name": "the experiment keeps its name: hosts and results are found by it",
     "question": "it changes nothing that is measured",
-    "provider": "hosts are reserved once, for all settings",
-    "sites": "hosts are reserved once, for all settings",
-    "campaign": "the campaign says what varies and cannot vary itself",
-    "network": "a factor is a field of `network.default` or `network.constraints`: all settings are verified alike",
-    "deployment": "a factor is one whole field of it, for example `deployment.backend`",
+    "provider": "all settings run on machines of the same kind",
+    "campaign": "of the campaign, only `campaign.load` and `campaign.bench_site` vary; the rest says what is done in "
+    "every setting",
+    "network": "all settings are verified alike; `network.default` and `network.constraints` vary",
 }
 
 
@@ -176,13 +182,24 @@ def _length(data: Any, place: Place) -> int:
 
 
 def can_vary(place: Place) -> bool:
-    """Whether a factor may vary a place: fields of the deployment and of the WAN's shapes.
+    """Whether a factor may vary a place: sites and hosts, the WAN's shapes, the deployment, and who loads it.
 
-    Not the hosts (they are reserved once, for all settings), not how the WAN is verified (all settings must be
-    judged alike), not the campaign (it says what varies), not a `type` alone (its other keys hang on it).
+    Not how the WAN is verified (all settings must be judged alike), not the rest of the campaign (it says what is done
+    in every setting), not a key alone on which others hang (a `type`, the name of a site or host).
     """
-    below = any(place[: len(start)] == start for start in _VARYING)
-    return below and place != ("deployment",) and place[-1] != "type"
+    return any(place[: len(start)] == start for start in _VARYING) and not _is_held(place)
+
+
+def _is_held(place: Place) -> bool:
+    """Whether other keys hang on what stands at a place, so that it varies only together with them."""
+    return place[-1] == "type" or (place[0] == "sites" and place[-1] == "name")
+
+
+def _why_fixed(place: Place) -> str:
+    if _is_held(place) and can_vary(place[:-1]):
+        hanging = "other keys hang" if place[-1] == "type" else "what refers to it hangs"
+        return f"{hanging} on it; vary `{format_path(place[:-1])}` whole"
+    return _FIXED[str(place[0])]
 
 
 def factor_path_problem(text: str, data: Any) -> str | None:
@@ -195,7 +212,7 @@ def factor_path_problem(text: str, data: Any) -> str | None:
         if not types_at(place[:length], data):
             return _no_such_field(text, place[: length - 1], place[length - 1], data)
     if not can_vary(place):
-        return f'"{text}" cannot vary: {_FIXED[str(place[0])]}'
+        return f'"{text}" cannot vary: {_why_fixed(place)}'
     for length, step in enumerate(place):
         if isinstance(step, int) and step >= _length(data, place[:length]):
             parent = format_path(place[:length])

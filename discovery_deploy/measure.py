@@ -130,6 +130,8 @@ def measure(
     """
     probes = _Probes(runner, {point.site: point for point in points})
     wanted = sorted(shapes if pairs is None else pairs)
+    if not wanted:  # one site has no WAN
+        return Measured({}, 0.0, "")
     found: dict[Pair, dict[str, Any]] = {pair: {} for pair in wanted}
     base_rtt_s = _measure_rtt(probes, shapes, verify, found) if "rtt" in verify.measure else 0.0
     if "loss" in verify.measure:
@@ -367,7 +369,7 @@ def verify_wan(
             min(bases_s),
             measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             readback_problems=problems,
-            probe_scheduling="fifo" if scheduling == {"fifo"} else "other",
+            probe_scheduling=next(iter(scheduling)) if len(scheduling) == 1 else "other",
         )
         wanted = [(v.measured.source, v.measured.destination) for v in report.pairs if v.problems]
         if not wanted or attempt + 1 == attempts:

@@ -94,10 +94,18 @@ A quantity is a text with a unit. A delay, a loss and a rate are **one way**; a 
 _FACTORS = """\
 ## What a factor may vary
 
-A field of `deployment`, of `network.default` or of `network.constraints[N]` (N counts from 0). Hosts cannot vary: they
-are reserved once, for all settings. Nor can `network.verify` (all settings are judged alike) and `campaign` (it says
-what varies). A level may be a whole object, such as a backend. Levels are checked at their place, and so is every
-combination of them. With three sites, one constraint and MariaDB, the paths are:
+`sites`, `deployment`, `network.default`, `network.constraints`, `campaign.load` and `campaign.bench_site`, whole or any
+part of them (items are counted from 0). A level may be a whole object or list, such as a backend or a list of sites.
+
+Other sites or hosts are reserved anew, which costs most, so they vary slowest; who loads it varies fastest.
+
+Fixed are: `network.verify` (all settings are judged alike), `provider` (all run on machines of the same kind), `name`
+(hosts and results are found by it), `question` (it changes nothing that is measured), the rest of `campaign` (it says
+what is done in every setting), and keys alone on which others hang: a `type`, the name of a site or host (vary the
+whole object).
+
+Levels are checked at their place, and so is every combination of them: with a level of two sites, for example, no
+constraint may name the third. With two sites, one constraint and MariaDB, the paths are:
 
 """
 
@@ -140,6 +148,7 @@ def reference() -> str:
 
 
 _SAMPLE = {
+    "sites": [{"name": "nantes"}, {"name": "lyon"}],
     "network": {"constraints": [{"between": ["nantes", "lyon"]}]},
     "deployment": {"backend": {"type": "mariadb"}},
 }

@@ -41,7 +41,7 @@ RECIPE = 1
 
 INDEX_VARIABLES = re.compile(
     r"^(UV_(DEFAULT_INDEX|INDEX|INDEX_URL|EXTRA_INDEX_URL|INDEX_STRATEGY|INDEX_\w+_(USERNAME|PASSWORD)|INSECURE_HOST"
-    r"|SYSTEM_CERTS|NATIVE_TLS|HTTP_TIMEOUT|OFFLINE)|(https?|all|no)_proxy)$",
+    r"|SYSTEM_CERTS|NATIVE_TLS|HTTP_TIMEOUT|HTTP_RETRIES|OFFLINE)|(https?|all|no)_proxy)$",
     re.IGNORECASE,
 )
 """Environment variables that say how this machine reaches its package index; builds get them, hosts do not."""
@@ -228,6 +228,7 @@ def _python_environment(cache: Path, image: Path, kind: str, lock: str, progress
         partial.mkdir()
         (partial / "lock.txt").write_text(lock, encoding="utf-8")
         variables = {
+            "UV_HTTP_RETRIES": "8",  # a name server that does not answer for some seconds is no reason to stop
             **index_variables(os.environ),
             "UV_CACHE_DIR": "/run/downloads",
             "UV_COMPILE_BYTECODE_TIMEOUT": "600",

@@ -27,7 +27,7 @@ from discovery_deploy import (
 from discovery_deploy.campaign import Setting
 from discovery_deploy.errors import StateError
 from discovery_deploy.model import Experiment, Strict
-from discovery_deploy.phases import PHASES, Phase, State, digest, must_destroy, stale_phases, wanted_hashes
+from discovery_deploy.phases import PHASES, Inputs, Phase, State, digest, must_destroy, stale_phases, wanted_hashes
 from discovery_deploy.providers.base import Lease, ProviderInterface
 from discovery_deploy.remote import Remote, ssh_config_text
 from discovery_deploy.workspace import Workspace, now, write_file
@@ -87,19 +87,26 @@ class Testbed:
     Args:
         experiment: as in the file (settings substitute factor levels in it).
         workspace: locked by the caller.
+        take_over: whether to take hosts that another workspace has reserved.
     """
 
     __test__ = False
 
     def __init__(
-        self, experiment: Experiment, workspace: Workspace, provider: ProviderInterface, announce: Announcer
+        self,
+        experiment: Experiment,
+        workspace: Workspace,
+        provider: ProviderInterface,
+        announce: Announcer,
+        take_over: bool = False,
     ) -> None:
         self.experiment = experiment
+        self.take_over = take_over
         self.workspace = workspace
         self.provider = provider
         self.announce = announce
         self.cache = stack.cache_directory()
-        self.inputs = builds.inputs(experiment.deployment.release)
+        self._inputs: dict[str, Inputs] = {}
         self._state: State | None = None
         self._checked_alive = False
 
@@ -147,11 +154,30 @@ class Testbed:
 
     # phases
 
+    def inputs(self, experiment: Experiment) -> Inputs:
+        """Hashes of what the phases of a setting use besides the file; a factor may vary what they depend on."""
+        deployment = experiment.deployment
+        key = deployment.model_dump_json()
+        if key not in self._inputs:
+            self._inputs[key] = builds.inputs(deployment.release)
+        return self._inputs[key]
+
+    def wanted(self, experiment: Experiment) -> dict[Phase, str]:
+        """Phase -> the hash with which a setting's experiment wants it."""
+        return wanted_hashes(experiment, self.inputs(experiment))
+
     def stale(self, setting: Setting, until: Phase = "verify") -> tuple[Phase, ...]:
-        """Phases that must be executed to be at a setting. Looks once whether the hosts live."""
-        wanted = wanted_hashes(setting.experiment, self.inputs)
+        """Phases that must be executed to be at a setting. Looks once whether the hosts live, and are ours.
+
+        Raises:
+            StateError: another workspace has the hosts.
+        """
+        wanted = self.wanted(setting.experiment)
         stale = stale_phases(self.state, wanted, until)
         if (not stale or stale[0] != "reserve") and not self._checked_alive:
+            if self._strangers():
+                self.announce.line("the hosts were reserved from another workspace; all is done again")
+                return PHASES[: PHASES.index(until) + 1]
             dead = self.provider.dead_hosts(self.lease)
             if dead:
                 self.workspace.note("dead hosts", hosts=dead)
@@ -160,13 +186,35 @@ class Testbed:
             self._checked_alive = True
         return stale
 
+    def _strangers(self) -> bool:
+        """Whether the experiment's hosts are another workspace's that is lost, or that we may take them from.
+
+        Raises:
+            StateError: they are another workspace's, which is there, and it was not said to take them over; or a
+                driver works in it at this moment.
+        """
+        name = self.experiment.name
+        holder = self.provider.holder(name)
+        if holder is None or holder == self.workspace.path:
+            return False
+        if not (holder / "name").exists():
+            return True
+        if not self.take_over:
+            raise StateError(
+                f"experiment {name}'s hosts were reserved from {holder}",
+                f"Release them (`discovery-deploy release {holder}`), or `run` or `reserve` with --take-over.",
+            )
+        with Workspace(holder).lock():
+            self.workspace.note("hosts taken over", workspace=str(holder))
+        return True
+
     def bring_to(self, setting: Setting, until: Phase = "verify") -> wan.WanReport | None:
         """Execute the stale phases up to `until`, in order.
 
         Returns:
             The verification when it was made now; None when it was made before.
         """
-        wanted = wanted_hashes(setting.experiment, self.inputs)
+        wanted = self.wanted(setting.experiment)
         acts: dict[Phase, Callable[[Experiment], str]] = {
             "reserve": self._reserve,
             "prepare": self._prepare,
@@ -178,7 +226,7 @@ class Testbed:
             self.announce.phase(phase, setting.record.label if phase in ("deploy", "constrain", "verify") else "")
             started = time.monotonic()
             if phase == "deploy" and must_destroy(self.state, wanted):
-                self._destroy()
+                self._destroy(setting.experiment)
             self._keep(self.state.started(phase, wanted[phase], now()))
             self.workspace.note("phase started", phase=phase, hash=wanted[phase], setting=setting.record.label)
             if phase == "verify":
@@ -197,10 +245,12 @@ class Testbed:
         base = image.base_image(self.cache, self.announce.line)
         key = self.workspace.public_key()
         before = self.workspace.load("lease.json", Lease)
-        found = before is None and experiment.name in self.provider.experiments()
-        lease = self.provider.reserve(experiment, key, base, self.announce.line)
+        found = self._strangers() or (before is None and experiment.name in self.provider.experiments())
+        if before is not None and self.workspace.ssh_config.exists():  # hosts may go, or be made anew behind a name
+            self.remote.close(host.name for host in before.hosts)
+        lease = self.provider.reserve(experiment, key, base, self.announce.line, self.workspace.path)
         self.workspace.save("lease.json", lease)
-        if found:  # hosts of a workspace that was lost: nobody knows what is on them
+        if found:  # hosts of another workspace: nobody knows what is on them
             self._keep(self.state.model_copy(update={"deployed": UNKNOWN}))
         elif before is None or not set(before.identities.items()) & set(lease.identities.items()):
             self._keep(self.state.model_copy(update={"deployed": None}))
@@ -227,6 +277,7 @@ class Testbed:
         )
 
     def _prepare(self, experiment: Experiment) -> str:
+        self.workspace.save(builds.NOTED, self.environments(experiment))
         self._playbook("prepare", experiment)
         return ""
 
@@ -237,10 +288,13 @@ class Testbed:
         # What is there is unknown from before the change until after it.
         (self.workspace.path / SHAPES).unlink(missing_ok=True)
         old = {(path.source, path.destination): path.shape for path in known.paths} if known else {}
-        readable = old and not wan_readback.readback_problems(
-            old, self.provider.read_shape(lease), lease.site_devices, lease.site_subnets
-        )
-        if readable and set(old) == set(shapes):
+        if (
+            old
+            and set(old) == set(shapes)
+            and not wan_readback.readback_problems(
+                old, self.provider.read_shape(lease), lease.site_devices, lease.site_subnets
+            )
+        ):
             program = wan.tc_changes(old, shapes, lease.site_devices)
         else:
             program = wan.tc_program(shapes, lease.site_devices, lease.site_subnets)
@@ -251,22 +305,25 @@ class Testbed:
         ]
         self.workspace.save(SHAPES, AppliedShapes(paths=tuple(paths)))
 
-    def _flatten(self) -> None:
+    def _flatten(self, experiment: Experiment) -> None:
         """No constraint between sites while a deployment is made or taken away."""
-        self._shape({pair: wan.PathShape() for pair in self.shapes(self.experiment)})
+        self._shape({pair: wan.PathShape() for pair in self.shapes(experiment)})
 
-    def _destroy(self) -> None:
+    def _destroy(self, experiment: Experiment) -> None:
+        """Remove whatever is deployed: the playbook asks every host for everything, whichever setting made it."""
         self.announce.line("removing the deployment of another setting")
-        self._flatten()
-        self._playbook("destroy", self.experiment)
+        self._flatten(experiment)
+        self._playbook("destroy", experiment)
         self._keep(self.state.model_copy(update={"deployed": None}))
 
     def _deploy(self, experiment: Experiment) -> str:
-        self._flatten()
+        self._flatten(experiment)
         self._playbook("deploy", experiment)
         lease, password = self.lease, self.secrets.admin_password
         sites = clients.accesses(experiment, lease)
         write_file(self.workspace.path / "clouds.yaml", clients.clouds_yaml(sites, password), 0o600)
+        for path in self.workspace.path.glob("openrc-*"):  # also of sites that are no more
+            path.unlink()
         for site, access in sites.items():
             write_file(self.workspace.path / f"openrc-{site}", clients.openrc(access, password), 0o600)
         at = ", ".join(experiment.control_sites())
@@ -277,11 +334,12 @@ class Testbed:
         return wan.path_shapes(experiment.network, experiment.site_names)
 
     def program(self, experiment: Experiment) -> str:
-        """The tc program of an experiment's WAN; before hosts are reserved, with names in place of addresses."""
+        """The tc program of an experiment's WAN; before its sites are there, with names in place of addresses."""
         lease = self.workspace.load("lease.json", Lease)
         names = experiment.site_names
-        devices = lease.site_devices if lease else {name: f"<towards {name}>" for name in names}
-        subnets = lease.site_subnets if lease else {name: f"<network of {name}>" for name in names}
+        reserved = lease if lease and set(lease.site_devices) == set(names) else None
+        devices = reserved.site_devices if reserved else {name: f"<towards {name}>" for name in names}
+        subnets = reserved.site_subnets if reserved else {name: f"<network of {name}>" for name in names}
         return wan.tc_program(self.shapes(experiment), devices, subnets)
 
     def _constrain(self, experiment: Experiment) -> str:
@@ -336,6 +394,9 @@ def readable_lease(workspace: Workspace) -> Lease | None:
 def release(name: str, provider: ProviderInterface, announce: Announcer, workspace: Workspace | None = None) -> None:
     """Give back everything of an experiment, found by its name, with or without its workspace."""
     announce.phase("release", name)
+    holder = provider.holder(name)
+    if holder is not None and (workspace is None or holder != workspace.path):
+        announce.line(f"its hosts were reserved from {holder}")
     started = time.monotonic()
     lease = readable_lease(workspace) if workspace is not None else None
     if lease is not None and workspace is not None and workspace.ssh_config.exists():

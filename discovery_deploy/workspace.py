@@ -173,7 +173,7 @@ class Workspace:
             "lease.json",
             "state.json",
             "shapes.json",
-            "deployed.json",
+            "environments.json",
             "secrets.json",
             "ssh_config",
             "id",

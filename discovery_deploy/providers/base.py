@@ -65,8 +65,20 @@ class ProviderInterface(Protocol):
     def lacks(self) -> list[Lack]:
         """What this machine lacks."""
 
-    def reserve(self, experiment: Experiment, public_key: str, image: Path, progress: Progress) -> Lease:
+    def reserve(
+        self, experiment: Experiment, public_key: str, image: Path, progress: Progress, workspace: Path | None = None
+    ) -> Lease:
         """Obtain hosts, reachable by ssh as root with the key. Repeated: mends what is missing, keeps what is well.
+
+        When the experiment asks for other sites or hosts than before, those that are there may go, all or in part;
+        the lease's identities tell which are new.
+
+        Args:
+            experiment: its name, sites and hosts count.
+            public_key: may log in as root.
+            image: the base image.
+            progress: takes one short line per step.
+            workspace: who reserves; `holder` tells it until release.
 
         Raises:
             TestbedError: naming the host, and what to do.
@@ -86,6 +98,9 @@ class ProviderInterface(Protocol):
 
     def release(self, experiment_name: str, progress: Progress) -> None:
         """Give everything back, from any state, also without a lease: found by the experiment's name."""
+
+    def holder(self, experiment_name: str) -> Path | None:
+        """The workspace from which an experiment's hosts were last reserved; None when there are none, or unknown."""
 
     def experiments(self) -> list[str]:
         """Names of the experiments that hold something here."""

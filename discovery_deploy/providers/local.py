@@ -33,6 +33,9 @@ ENVIRONMENTS = "/opt/discovery-deploy"
 
 ROUTER = "WAN router"
 
+HOLDER = "workspace"
+"""File beside an experiment's plan, with the path of the workspace that reserved its hosts."""
+
 _NEEDED = {"mmdebstrap": "mmdebstrap", "ssh": "openssh-client"}
 """Commands that this provider needs beside those of `containers`, and their Debian packages."""
 _NEEDED_BY_UML = {"linux.uml": "user-mode-linux", "modprobe": "kmod"}
@@ -158,13 +161,17 @@ class LocalProvider:
         ]
         return found or [lack for lack in (*_kernel_lacks(self.state), *_router_lacks()) if lack is not None]
 
-    def reserve(self, experiment: Experiment, public_key: str, image: Path, progress: Progress) -> Lease:
+    def reserve(
+        self, experiment: Experiment, public_key: str, image: Path, progress: Progress, workspace: Path | None = None
+    ) -> Lease:
         """Make or mend the experiment's containers, networks and router. See `ProviderInterface`."""
         directory = self.state / experiment.name
         with _as_testbed_error(experiment.name):
             self.environments.mkdir(parents=True, exist_ok=True)
             with machine.hold(self.state, wait_s=60):
                 plan = self._plan(experiment, public_key, image, progress)
+                if workspace is not None:
+                    _replace(directory / HOLDER, f"{workspace}\n")
             containers.up(plan, progress)
             return lease(experiment, plan, directory)
 
@@ -242,6 +249,14 @@ class LocalProvider:
             with suppress(OSError):  # others are still there
                 self.state.rmdir()
 
+    def holder(self, experiment_name: str) -> Path | None:
+        """The workspace from which an experiment's hosts were last reserved; None when there are none, or unknown."""
+        try:
+            text = (self.state / experiment_name / HOLDER).read_text(encoding="utf-8").strip()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return Path(text) if text else None
+
     def experiments(self) -> list[str]:
         """Names of experiments that have something on this machine."""
         names = {directory.name for directory in machine.claims().values() if directory.parent == self.state}
@@ -293,11 +308,33 @@ def read_plan(directory: Path) -> Plan | None:
     return plan if isinstance(plan, dict) and isinstance(plan.get("slot"), int) else None
 
 
+def known_plans(state: Path | None = None) -> list[Plan]:
+    """Plans of the experiments that hold something on this machine: in a state directory, and behind every claim."""
+    state = state or state_directory()
+    directories = {*machine.claims().values(), *(entry for entry in machine.entries(state) if entry.is_dir())}
+    return [plan for directory in sorted(directories) if (plan := read_plan(directory)) is not None]
+
+
+@contextmanager
+def plans_held(state: Path | None = None) -> Iterator[list[Plan]]:
+    """As `known_plans`, while no other reservation is made in the state directory. Raises TestbedError."""
+    state = state or state_directory()
+    with _as_testbed_error("the cache"):
+        with machine.hold(state, wait_s=60):
+            yield known_plans(state)
+        with suppress(OSError):  # experiments are there
+            state.rmdir()
+
+
 def _write_plan(directory: Path, plan: Plan) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    new = directory / "plan.new"
-    new.write_text(json.dumps(plan, indent=2, sort_keys=True) + "\n")
-    new.replace(directory / "plan.json")
+    _replace(directory / "plan.json", json.dumps(plan, indent=2, sort_keys=True) + "\n")
+
+
+def _replace(file: Path, text: str) -> None:
+    new = file.with_suffix(".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(file)
 
 
 def _same_hosts(old: Plan, new: Plan) -> bool:

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from discovery_deploy.model import Experiment, Scenario
+from discovery_deploy.campaign import sites_of_settings
+from discovery_deploy.fields import parse_path
+from discovery_deploy.model import Deployment, Experiment, Scenario
 from discovery_deploy.rally import TOTAL, TaskTemplate
-from discovery_deploy.records import Provenance, RunRecord
+from discovery_deploy.records import Provenance, RunRecord, SettingRecord
 from discovery_deploy.report import text
 from discovery_deploy.report.figures import against_rtt, distributions, stacked
 from discovery_deploy.report.wan_view import setting_matrices, wan_picture
@@ -37,18 +39,19 @@ def view(
     tasks: Mapping[str, TaskTemplate],
 ) -> dict[str, Any]:
     """Everything the templates print."""
+    site_names = sites_of_settings(experiment)
     return {
         "name": experiment.name,
         "question": experiment.question,
         "finished_at": provenance.finished_at,
         "counts": run_counts(experiment, runs, numbers.iterations),
         "answer": answer(experiment, numbers, tasks),
-        "facts": facts(experiment),
-        "picture": wan_picture(experiment, runs),
-        "site_names": experiment.site_names,
+        "facts": facts(experiment, runs),
+        "picture": wan_picture(experiment, runs, site_names),
         "factors": [factor.path for factor in experiment.campaign.factors],
         "settings": settings(runs),
-        "matrices": setting_matrices(experiment, numbers.wan),
+        "matrices": setting_matrices(experiment, numbers.wan, site_names),
+        "widest": len(site_names),
         "tolerance": tolerance(experiment),
         "scenarios": [
             scenario_view(number, scenario, experiment, runs, numbers, tasks.get(scenario.task))
@@ -62,23 +65,38 @@ def view(
     }
 
 
-def facts(experiment: Experiment) -> list[tuple[str, str]]:
-    """What is the same in the whole campaign (a factor may still vary it; the settings say so)."""
+def facts(experiment: Experiment, runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
+    """What is the same in the whole campaign; of what a factor varies, the file's own value, marked."""
     campaign, deployment = experiment.campaign, experiment.deployment
-    varied = {factor.path for factor in campaign.factors}
     backend = "@".join(str(value) for value in deployment.backend.model_dump().values())
     topology = "@".join(str(value) for value in deployment.topology.model_dump().values())
-    mark = " (varied, see settings)"
+    services = f"{', '.join(deployment.services)} ({deployment.release})"
+
+    def marked(value: str, *paths: str) -> str:
+        return value + (" (varied, see settings)" if any(is_varied(experiment, path) for path in paths) else "")
+
+    load: str = campaign.load
+    clients = experiment.bench_sites()
+    if is_varied(experiment, "campaign") or is_varied(experiment, "sites"):
+        load = " or ".join(dict.fromkeys(run.load for run in runs)) or load
+        clients = tuple(dict.fromkeys(place.bench_site for run in runs for place in run.placements)) or clients
     return [
-        ("Sites", str(len(experiment.sites))),
-        ("Services", f"{', '.join(deployment.services)} ({deployment.release})"),
-        ("Topology", topology + (mark if "deployment.topology" in varied else "")),
-        ("State backend", backend + (mark if "deployment.backend" in varied else "")),
-        ("Keystone's cache", deployment.cache + (mark if "deployment.cache" in varied else "")),
-        ("Workers per API and site", str(deployment.workers)),
-        ("Load", f"{campaign.load}, from {', '.join(experiment.bench_sites())}" if campaign.scenarios else "none"),
+        ("Sites", marked(str(len(experiment.sites)), "sites")),
+        ("Services", marked(services, "deployment.services", "deployment.release")),
+        ("Topology", marked(topology, "deployment.topology")),
+        ("State backend", marked(backend, "deployment.backend")),
+        ("Keystone's cache", marked(deployment.cache, "deployment.cache")),
+        ("Workers per API and site", marked(str(deployment.workers), "deployment.workers")),
+        ("Load", marked(f"{load}, from {', '.join(clients)}", "campaign") if campaign.scenarios else "none"),
         ("Repetitions", str(campaign.repetitions)),
     ]
+
+
+def is_varied(experiment: Experiment, path: str) -> bool:
+    """Whether a factor varies what stands at a path: it, something in it, or something that it is in."""
+    place = parse_path(path)
+    places = [parse_path(factor.path) for factor in experiment.campaign.factors]
+    return any(place[: len(other)] == other[: len(place)] for other in places)
 
 
 def run_counts(experiment: Experiment, runs: Sequence[RunRecord], iterations: pd.DataFrame) -> dict[str, int]:
@@ -261,17 +279,21 @@ def counted(fit: Fit, experiment: Experiment, runs: Sequence[RunRecord], templat
         return text.NONE
     steps = template.atomic_actions
     chosen = steps if fit.atomic_action == TOTAL else [step for step in steps if step.name == fit.atomic_action]
-    caches = {
-        run.setting.values.get("deployment.cache", experiment.deployment.cache)
-        for run in runs
-        if delay_group(run.setting)[1] == fit.group
-    }
+    caches = {cache_of(experiment, run.setting) for run in runs if delay_group(run.setting)[1] == fit.group}
     if fit.against == "commit":
         values = [step.write_commits for step in chosen]
     else:
         requests = [step.database_requests for step in chosen]
         values = [known[cache] for known in requests for cache in caches if cache in known]
     return str(sum(values)) if len(values) == len(chosen) > 0 else text.NONE
+
+
+def cache_of(experiment: Experiment, setting: SettingRecord) -> str:
+    """Keystone's cache in a setting."""
+    default = Deployment.model_fields["cache"].default
+    whole = setting.values.get("deployment")
+    here = experiment.deployment.cache if whole is None else whole.get("cache", default)
+    return str(setting.values.get("deployment.cache", here))
 
 
 # what does not count, and errors

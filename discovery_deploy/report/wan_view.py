@@ -65,10 +65,10 @@ def _pair_columns(report: WanReport, pair: PairVerdict) -> dict[str, Any]:
     }
 
 
-def site_views(experiment: Experiment, runs: Sequence[RunRecord]) -> list[SiteView]:
-    """What the picture says of each site: where databases and clients are, in which settings."""
-    holders: dict[str, list[str]] = {name: [] for name in experiment.site_names}
-    clients = set(experiment.bench_sites()) if experiment.campaign.scenarios else set()
+def site_views(experiment: Experiment, runs: Sequence[RunRecord], names: Sequence[str]) -> list[SiteView]:
+    """What the picture says of each of these sites: where databases and clients are, in which settings."""
+    holders: dict[str, list[str]] = {name: [] for name in names}
+    clients = set(experiment.bench_sites()) if experiment.campaign.scenarios and not runs else set()
     found: list[tuple[str, str]] = []
     for run in runs:
         for place in run.placements:
@@ -91,34 +91,43 @@ def site_views(experiment: Experiment, runs: Sequence[RunRecord]) -> list[SiteVi
     ]
 
 
-def asked_shapes(experiment: Experiment, runs: Sequence[RunRecord]) -> dict[Pair, tuple[PathShape, ...]]:
+def asked_shapes(
+    experiment: Experiment, runs: Sequence[RunRecord], names: Sequence[str]
+) -> dict[Pair, tuple[PathShape, ...]]:
     """Ordered pair -> the distinct shapes asked of it over all settings; the file's own when nothing was measured."""
     found: dict[Pair, dict[PathShape, None]] = {}
     for run in runs:
         for pair in run.wan_before.pairs if run.wan_before else ():
             found.setdefault((pair.measured.source, pair.measured.destination), {})[pair.asked] = None
-    names = set(experiment.site_names)
-    written = path_shapes(experiment.network, experiment.site_names)
-    return {pair: tuple(found.get(pair, {shape: None})) for pair, shape in written.items() if set(pair) <= names}
+    written = path_shapes(experiment.network, list(dict.fromkeys([*names, *experiment.site_names])))
+    return {pair: tuple(found.get(pair, {shape: None})) for pair, shape in written.items() if set(pair) <= set(names)}
 
 
-def wan_picture(experiment: Experiment, runs: Sequence[RunRecord]) -> dict[str, Any]:
-    """The picture (SVG text) and what is said under it."""
-    shapes = asked_shapes(experiment, runs)
-    views = site_views(experiment, runs)
+def wan_picture(experiment: Experiment, runs: Sequence[RunRecord], names: Sequence[str]) -> dict[str, Any]:
+    """The picture (SVG text) of these sites and what is said under it."""
+    shapes = asked_shapes(experiment, runs, names)
+    views = site_views(experiment, runs, names)
     pairs = [
         {"pair": f"{a} → {b}", "shape": shape_text(found)} for (a, b), found in sorted(shapes.items())
     ]  # fmt: skip
     return {"svg": picture(views, shapes, "wan"), "pairs": pairs if len(pairs) <= 56 else [], "usual": usual(shapes)}
 
 
-def setting_matrices(experiment: Experiment, table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Asked against measured for each setting, ready to print: a matrix of cells, or a heat map for many sites."""
-    names = experiment.site_names
+def setting_matrices(experiment: Experiment, table: pd.DataFrame, site_names: Sequence[str]) -> list[dict[str, Any]]:
+    """Asked against measured for each setting, ready to print: a matrix of cells, or a heat map for many sites.
+
+    Args:
+        experiment: its tolerances count.
+        table: as from `wan_table`.
+        site_names: sites of all settings; those that a setting has measured are in its matrix.
+    """
     matrices = []
     for number, (setting, part) in enumerate(table.groupby("setting", sort=False)):
         pairs = _by_pair(part)
+        measured = {*pairs["source"], *pairs["destination"]}
+        names = [name for name in site_names if name in measured]
         view: dict[str, Any] = {
+            "names": names,
             "setting": setting,
             "verifications": part[["run_id", "when"]].drop_duplicates().shape[0],
             "worst": milliseconds(pairs["worst_s"].max()),

@@ -37,7 +37,7 @@ EXPERIMENT: dict[str, Any] = {
 class Tool:
     """The command line in a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, experiment: dict[str, Any] = EXPERIMENT) -> None:
         self.folder = folder
         self.environment = {
             **os.environ,
@@ -45,9 +45,9 @@ class Tool:
             "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
             "COLUMNS": "200",
         }
-        self.workspace = folder / "results" / "small"
-        self.file = folder / "small.yaml"
-        self.write(EXPERIMENT)
+        self.workspace = folder / "results" / experiment["name"]
+        self.file = folder / f"{experiment['name']}.yaml"
+        self.write(experiment)
 
     def write(self, experiment: dict[str, Any]) -> None:
         self.file.write_text(json.dumps(experiment, indent=1))  # JSON is YAML

@@ -42,7 +42,7 @@ def _gentle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @with_netem
-class TestNamespaceRouter:
+class TestNamespaceRouter(wan_checks.OnThreeSites):
     def test_auto_chooses_the_namespace_where_the_kernel_has_netem(self, three: Wan) -> None:
         assert (three.router_directory / "mode").read_text() == "netns"
         assert wan_router.facts(three.plan)["mode"] == "netns"
@@ -51,15 +51,6 @@ class TestNamespaceRouter:
     @pytest.mark.parametrize("delay", ["0 ms", "10 ms", "37.5 ms"])
     def test_every_round_trip_is_twice_the_delay(self, three: Wan, delay: str) -> None:
         wan_checks.every_round_trip_is_twice_the_delay(three, delay)
-
-    def test_each_direction_has_its_own_delay(self, three: Wan) -> None:
-        wan_checks.each_direction_has_its_own_delay(three)
-
-    def test_loss_and_rate_are_as_asked_and_only_there(self, three: Wan) -> None:
-        wan_checks.loss_and_rate_are_as_asked_and_only_there(three)
-
-    def test_a_change_loses_no_packet(self, three: Wan) -> None:
-        wan_checks.a_change_loses_no_packet(three)
 
     @pytest.mark.parametrize("what", ["delay", "filters"])
     def test_readback_sees_what_was_changed_by_hand(self, three: Wan, what: str) -> None:

@@ -164,6 +164,19 @@ def a_change_loses_no_packet(wan: Wan) -> None:
     assert wan.readback(old) == ()
 
 
+class OnThreeSites:
+    """Tests of every router, for a class in a module that has a fixture `three`."""
+
+    def test_each_direction_has_its_own_delay(self, three: Wan) -> None:
+        each_direction_has_its_own_delay(three)
+
+    def test_loss_and_rate_are_as_asked_and_only_there(self, three: Wan) -> None:
+        loss_and_rate_are_as_asked_and_only_there(three)
+
+    def test_a_change_loses_no_packet(self, three: Wan) -> None:
+        a_change_loses_no_packet(three)
+
+
 def readback_sees(wan: Wan, command: str, message: str) -> None:
     """A router that was changed by hand, with a shell command in it, is caught."""
     shapes = wan.shape(network(default={"delay": "25 ms", "loss": "1 %", "rate": "50 Mbit/s"}))

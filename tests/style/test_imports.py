@@ -21,7 +21,7 @@ LAYERS = (
     " crossings inventory rally records report service_variables stats topology variables wan wan_readback",
     "ansible bench cgroups clients containers image machine measure nspawn probe"
     " provenance providers remote site_networks stack wan_router wan_uml workspace",
-    "builds commands doctor driver opening phases progress testbed",
+    "builds cache commands doctor driver opening phases progress testbed",
     "__main__ cli",
 )
 """Modules and subpackages from the bottom up. A module may import its own layer and those below."""

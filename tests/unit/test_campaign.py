@@ -20,6 +20,7 @@ from discovery_deploy.campaign import (
     runs,
     set_at,
     settings,
+    sites_of_settings,
 )
 from discovery_deploy.model import Experiment
 from discovery_deploy.records import Placement
@@ -54,6 +55,11 @@ def experiment(factors: list[dict[str, Any]] | None = None, **changes: Any) -> E
 
 DELAYS: dict[str, Any] = {"path": "network.default.delay", "levels": ["0 ms", "25 ms"]}
 BACKENDS: dict[str, Any] = {"path": "deployment.backend", "levels": [MARIADB, GALERA]}
+
+
+TWO_SITES = [{"name": "nantes"}, {"name": "lyon"}]
+SITES: dict[str, Any] = {"path": "sites", "levels": [TWO_SITES, [*TWO_SITES, {"name": "rennes"}]]}
+LOADS: dict[str, Any] = {"path": "campaign.load", "levels": ["light", "high"]}
 
 
 def changes(found: tuple[Setting, ...], path: str) -> int:
@@ -118,6 +124,37 @@ def test_what_is_dear_to_change_changes_least_in_whatever_order_the_factors_stan
         assert changes(found, "network.default.delay") >= 4
 
 
+def test_hosts_vary_slowest_and_who_loads_fastest() -> None:
+    for factors in ([LOADS, DELAYS, BACKENDS, SITES], [SITES, BACKENDS, DELAYS, LOADS]):
+        found = settings(experiment(factors, network={}))
+        assert [changes(found, path) for path in ("sites", "deployment.backend", "network.default.delay")] == [1, 3, 7]
+        assert changes(found, "campaign.load") == 15
+
+
+def test_a_setting_s_sites_decide_where_databases_and_clients_are() -> None:
+    few, many = settings(experiment([SITES], network={}, deployment={"backend": GALERA}))
+    assert (few.record.label, many.record.label) == ("sites nantes+lyon", "sites nantes+lyon+rennes")
+    assert few.experiment.database_sites() == ("nantes", "lyon")
+    assert many.experiment.site("rennes").hosts[0].name == "rennes-1"
+    assert sites_of_settings(experiment([SITES], network={})) == ("nantes", "lyon", "rennes")
+    assert sites_of_settings(experiment([DELAYS])) == ("nantes", "rennes", "lyon")
+    asked = experiment(campaign={"factors": [LOADS, {"path": "campaign.bench_site", "levels": ["lyon", "rennes"]}]})
+    assert [one.experiment.bench_sites() for one in settings(asked)] == [
+        ("lyon",),
+        ("rennes",),
+        ("nantes", "rennes", "lyon"),
+        ("nantes", "rennes", "lyon"),
+    ]
+
+
+def test_settings_that_ask_for_the_same_in_other_words_keep_runs_apart() -> None:
+    factors = [LOADS, {"path": "campaign.bench_site", "levels": ["lyon", "rennes"]}]
+    more = [{"path": f"network.constraints[{index}].loss", "levels": ["0.000123 %"]} for index in (0, 1)]
+    task = {"task": "keystone/authenticate_user_and_validate_token"}
+    asked = experiment(campaign={"factors": [*more, *factors], "scenarios": [task]})
+    assert len({run.id for run in runs(asked)}) == 4
+
+
 def test_settings_that_are_no_experiment_are_refused() -> None:
     factors = [{"path": "network.constraints[0].to", "levels": ["lyon", "nantes"]}]
     with pytest.raises(ValidationError, match="no WAN to itself"):
@@ -132,6 +169,11 @@ def test_settings_that_are_no_experiment_are_refused() -> None:
         ([{"path": "deployment.workers", "levels": [1, 8]}], ["workers 1", "workers 8"]),
         ([{"path": "network.default.loss", "levels": [None, "1 %"]}], ["loss unset", "loss 1 %"]),
         ([{"path": "network.default", "levels": [{"delay": "5 ms", "loss": "1 %"}]}], ["default delay 5 ms loss 1 %"]),
+        ([{"path": "sites[1]", "levels": [{"name": "rennes"}]}], ["site rennes"]),
+        ([{"path": "sites[1].hosts", "levels": [[{"name": "a"}, {"name": "b"}]]}], ["rennes hosts a+b"]),
+        ([{"path": "sites[1].hosts[0].roles", "levels": [["control", "bench"]]}], ["rennes-1 roles control+bench"]),
+        ([LOADS], ["load light", "load high"]),
+        ([{"path": "deployment", "levels": [{"backend": GALERA}]}], ["deployment backend galera"]),
         ([{"path": "network.constraints[0].delay", "levels": ["5 ms"]}], ["nantes->lyon 5 ms"]),
         ([{"path": "network.constraints[1].rate", "levels": ["1 Mbit/s"]}], ["rennes-lyon rate 1 Mbit/s"]),
     ],

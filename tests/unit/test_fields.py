@@ -19,6 +19,7 @@ from discovery_deploy.fields import (
 from discovery_deploy.model import Constraint, DefaultShape, GaleraBackend, MariadbBackend
 
 DATA: dict[str, Any] = {
+    "sites": [{"name": "nantes"}, {"name": "lyon", "hosts": [{"name": "lyon-1"}]}],
     "network": {"constraints": [{"between": ["nantes", "lyon"], "delay": "1 ms"}]},
     "deployment": {"backend": {"type": "mariadb", "site": "lyon"}},
 }
@@ -75,18 +76,36 @@ def test_a_key_that_stands_elsewhere_is_known_by_its_home() -> None:
     assert homes_of("nothing") == ()
 
 
-def test_factors_may_vary_deployment_and_shapes_and_nothing_else() -> None:
+def test_factors_may_vary_hosts_shapes_deployment_and_who_loads_it() -> None:
     paths = factor_paths(DATA)
     assert {"network.default.delay", "network.constraints[0].rate", "deployment.backend.site"} <= set(paths)
+    assert {"sites", "sites[0]", "sites[0].hosts", "sites[1].hosts[0].roles", "deployment"} <= set(paths)
+    assert {path for path in paths if path.startswith("campaign")} == {"campaign.load", "campaign.bench_site"}
     assert all(factor_path_problem(path, DATA) is None for path in paths)
-    starts = ("network.default", "network.constraints", "deployment.")
-    assert all(path.startswith(starts) for path in paths)
-    for fixed in (
-        "name",
-        "sites",
-        "provider.type",
-        "campaign.load",
-        "network.verify.probes",
-        "deployment.backend.type",
-    ):
-        assert f'"{fixed}" cannot vary' in str(factor_path_problem(fixed, DATA))
+
+
+@pytest.mark.parametrize(
+    ("fixed", "reason"),
+    [
+        ("name", "hosts and results are found by it"),
+        ("question", "it changes nothing that is measured"),
+        ("provider", "machines of the same kind"),
+        ("provider.type", "machines of the same kind"),
+        ("network", "all settings are verified alike"),
+        ("network.verify.probes", "all settings are verified alike"),
+        ("campaign.repetitions", "only `campaign.load` and `campaign.bench_site` vary"),
+        ("campaign.factors", "only `campaign.load` and `campaign.bench_site` vary"),
+        ("deployment.backend.type", "vary `deployment.backend` whole"),
+        ("sites[0].name", "vary `sites[0]` whole"),
+        ("sites[1].hosts[0].name", "vary `sites[1].hosts[0]` whole"),
+    ],
+)
+def test_what_cannot_vary_says_why(fixed: str, reason: str) -> None:
+    assert fixed not in factor_paths(DATA)
+    problem = str(factor_path_problem(fixed, DATA))
+    assert problem.startswith(f'"{fixed}" cannot vary: ')
+    assert reason in problem
+
+
+def test_an_item_that_is_not_there_cannot_vary() -> None:
+    assert factor_path_problem("sites[2].hosts", DATA) == 'no "sites[2]": sites has 2, counted from 0'

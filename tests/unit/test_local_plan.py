@@ -314,3 +314,23 @@ def test_only_another_key_leaves_hosts_as_they_are() -> None:
     assert local._same_hosts(planned(1, 1), planned(1, 1, key="ssh-ed25519 BBBB you"))
     assert not local._same_hosts(planned(1, 1), planned(1, 2))
     assert not local._same_hosts(planned(1, 1), planned(1, 1, slot=4))
+
+
+def test_hosts_are_known_by_who_reserved_them_and_by_their_plans(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path / "elsewhere" / "far"
+    monkeypatch.setattr("discovery_deploy.machine.claims", lambda: {5: elsewhere})
+    provider = local.LocalProvider(environments=tmp_path, state=tmp_path / "state")
+    assert provider.holder("near") is None
+    for directory in (tmp_path / "state" / "near", elsewhere, tmp_path / "state" / "cut-off"):
+        directory.mkdir(parents=True)
+        (directory / "plan.json").write_text(json.dumps({"slot": 5, "experiment": directory.name}))
+    (tmp_path / "state" / "cut-off" / "plan.json").write_text("{")
+    (tmp_path / "state" / "near" / local.HOLDER).write_text("/results/near\n")
+    assert provider.holder("near") == Path("/results/near")
+    assert provider.holder("cut-off") is None
+    assert {plan["experiment"] for plan in local.known_plans(tmp_path / "state")} == {"near", "far"}
+    with local.plans_held(tmp_path / "empty") as plans:
+        assert [plan["experiment"] for plan in plans] == ["far"]
+    assert not (tmp_path / "empty").exists(), "looking leaves nothing behind"

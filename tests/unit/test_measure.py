@@ -193,3 +193,11 @@ class TestVerifyWan:
         assert report.readback_problems == ("tc shows another",)
         assert len(report.problems) == 2
         assert report.problems[1].startswith("ares -> cork: RTT asked 0.00 ms, measured 5.20 ms")
+
+
+def test_one_site_has_no_wan_and_nothing_to_measure() -> None:
+    def runner(host: str, command: Sequence[str], stdin: str, timeout_s: float) -> str:
+        raise AssertionError("no probe is needed")
+
+    report = measure.verify_wan(runner, POINTS[:1], {}, Verify(measure=("rtt", "loss", "rate")))
+    assert (report.pairs, report.problems, report.probe_scheduling) == ((), (), "")

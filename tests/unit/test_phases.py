@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from discovery_deploy.campaign import set_at
 from discovery_deploy.model import Experiment
 from discovery_deploy.phases import (
     PHASES,
@@ -51,6 +52,17 @@ def test_a_new_delay_redoes_constrain_and_verify_but_never_deploy() -> None:
     wanted = wanted_hashes(experiment(default={"delay": "25 ms"}), INPUTS)
     assert stale_phases(state, wanted) == ("constrain", "verify")
     assert not must_destroy(state, wanted)
+
+
+def test_other_hosts_redo_everything_and_another_load_nothing() -> None:
+    asked = experiment()
+    state = all_done(wanted_hashes(asked, INPUTS))
+    three = set_at(asked, "sites", [{"name": "a"}, {"name": "b"}, {"name": "c"}])
+    assert stale_phases(state, wanted_hashes(three, INPUTS)) == PHASES
+    roles = set_at(asked, "sites[1].hosts[0].roles", ["control", "bench"])
+    assert stale_phases(state, wanted_hashes(roles, INPUTS)) == PHASES
+    assert must_destroy(state, wanted_hashes(roles, INPUTS)), "hosts may be kept, and what is on them must go"
+    assert stale_phases(state, wanted_hashes(set_at(asked, "campaign.load", "high"), INPUTS)) == ()
 
 
 def test_a_new_tolerance_redoes_only_verify() -> None:

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from discovery_deploy import rally, report, stats
-from discovery_deploy.records import RunRecord
+from discovery_deploy.model import Factor
+from discovery_deploy.records import RunRecord, SettingRecord
 from discovery_deploy.report import text
 from tests.synthetic_campaign import Campaign, campaign, provenance, report_of, wan_report
 
@@ -60,6 +61,27 @@ def small() -> Campaign:
 @pytest.fixture(scope="module")
 def files(quick: Campaign) -> dict[str, bytes]:
     return files_of(quick, source="name: quickstart\n")
+
+
+def test_sites_and_clients_that_vary_are_shown_per_setting(small: Campaign) -> None:
+    """Two sites, then three; the third has no place in the first setting's matrix."""
+    two = ("paris", "nantes")
+    levels = [[{"name": site} for site in sites] for sites in (two, (*two, "lyon"))]
+    few = campaign(tasks=("keystone/create_and_list_users",), sites=two, bench_site="paris")
+    varied = few.experiment.campaign.model_copy(update={"factors": (Factor(path="sites", levels=tuple(levels)),)})
+    asked = few.experiment.model_copy(update={"campaign": varied})
+    runs, reports = [], []
+    for made, label, level in ((few, "sites paris+nantes", levels[0]), (small, "three sites", levels[1])):
+        setting = SettingRecord(label=label, values={"sites": level}, labels={"sites": label})
+        run = made.runs[0].model_copy(update={"setting": setting, "id": label.replace(" ", "-")})
+        runs.append(run)
+        reports.append((run, made.reports[0][1], made.reports[0][2]))
+    page = prose(files_of(retabled(small._replace(experiment=asked), runs, reports))["report.html"])
+    first = page.index("from \\ to paris nantes paris")
+    assert first < page.index("from \\ to paris nantes lyon paris")
+    assert "Sites 2 (varied, see settings)" in page
+    assert "light, from paris, lyon (varied" not in page, "no factor varies the client: the sites do"
+    assert "light, from paris, lyon" in page
 
 
 # what it is made of

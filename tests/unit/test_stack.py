@@ -64,6 +64,7 @@ def test_the_index_of_this_machine_is_used_in_builds() -> None:
         "HTTP_PROXY": "http://p:2",
         "HOME": "/x",
     }
+    assert stack.index_variables({"UV_HTTP_RETRIES": "1"}) == {"UV_HTTP_RETRIES": "1"}, "a person's own number counts"
     assert stack.index_variables({**machine, "UV_CACHE_DIR": "/c", "UV_PYTHON": "3.12"}) == {
         "UV_INDEX_URL": "https://a/simple",
         "https_proxy": "http://p:1",

@@ -11,27 +11,14 @@ import pytest
 from discovery_deploy import wan
 from discovery_deploy.model import Network
 from discovery_deploy.wan_readback import readback_problems
+from tests.unit.three_sites import DEVICES, MIXED_NETWORK, NAMES, SUBNETS
 
 RECORDED = Path(__file__).parents[1] / "recorded" / "tc_three_sites.json"
-NAMES = ("ares", "brest", "cork")
-DEVICES = {"ares": "vec0", "brest": "vec1", "cork": "vec2"}
-SUBNETS = {"ares": "10.218.0.0/24", "brest": "10.218.1.0/24", "cork": "10.218.2.0/24"}
-RECORDED_NETWORK = Network.model_validate(
-    {
-        "default": {"delay": "25 ms"},
-        "constraints": [
-            {"from": "ares", "to": "brest", "delay": "37.5 ms", "jitter": "5 ms", "loss": "0.1 %", "rate": "20 Mbit/s"},
-            {"from": "brest", "to": "ares", "delay": "1.234567 ms", "rate": "12345.678 kbit/s"},
-            {"between": ["ares", "cork"], "delay": "0 ms"},
-            {"from": "cork", "to": "brest", "loss": "12.3456 %", "rate": "1 kbit/s"},
-        ],
-    }
-)
-"""The network that the router had when `RECORDED` was taken from it (tc 6.1, kernel 6.1)."""
+"""Taken (tc 6.1, kernel 6.1) from a router that had `MIXED_NETWORK`."""
 
 
 class TestReadback:
-    shapes = wan.path_shapes(RECORDED_NETWORK, NAMES)
+    shapes = wan.path_shapes(MIXED_NETWORK, NAMES)
 
     def problems(self, shown: dict[str, Any]) -> tuple[str, ...]:
         return readback_problems(self.shapes, json.dumps(shown), DEVICES, SUBNETS)

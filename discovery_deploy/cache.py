@@ -1,0 +1,210 @@
+"""What the cache holds, who uses it, and the removal of what nobody does.
+
+An entry is used when this version would ask for it, when hosts of an experiment of this machine stand on it (also
+hosts that do not run at the moment: they are started again from it), or when it is mounted anywhere.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from discovery_deploy import builds
+from discovery_deploy.errors import TestbedError
+from discovery_deploy.machine import Plan
+from discovery_deploy.model import Strict
+from discovery_deploy.providers import local
+
+FOLDERS = ("images", "environments")
+"""Of the cache: what is in them is made once and never changed."""
+KEPT = {"downloads": "the next build", "logs": "whoever looks into a build"}
+"""Other folders of the cache, and who wants them."""
+_LEFT_BEHIND = (".partial", ".removed")
+"""Endings of what a killed build or a killed removal leaves."""
+
+
+class Entry(Strict):
+    """Something in the cache."""
+
+    name: str
+    """Its path in the cache, such as `environments/rally-8b5adede7d3cdd0d`."""
+    octets: int
+    """What it takes on the disk."""
+    used_by: tuple[str, ...]
+    """Who needs it, in words; nobody: it can go."""
+
+
+def entries(cache: Path) -> list[Entry]:
+    """All that is in the cache, with what it takes and who uses it."""
+    users = _Users(cache, local.known_plans())
+    found = [Entry(name=name, octets=octets_of(cache / name), used_by=users.of(name)) for name in _names(cache)]
+    for name, user in KEPT.items():
+        if (cache / name).is_dir():
+            found.append(Entry(name=name, octets=octets_of(cache / name), used_by=(user,)))
+    return found
+
+
+def prune(cache: Path, dry_run: bool = False) -> list[Entry]:
+    """Remove what nobody uses; the entries that went, or would go.
+
+    Each goes at once (it gets another name first), while no host is reserved and nobody makes it; a prune that is
+    killed is completed by the next one.
+
+    Raises:
+        TestbedError: something could not be removed.
+    """
+    unused = [entry for entry in entries(cache) if not entry.used_by]
+    if dry_run:
+        return unused
+    gone: list[tuple[Entry, Path]] = []
+    try:
+        with local.plans_held() as plans:
+            users = _Users(cache, plans)  # looked at again: a reservation may have come between
+            for entry in unused:
+                path = cache / entry.name
+                with _nobody_makes(path) as free:
+                    if free and (path.suffix in _LEFT_BEHIND or not users.of(entry.name)):
+                        gone.append((entry, _hidden(path)))
+        for _, path in gone:
+            shutil.rmtree(path)
+    except OSError as error:
+        raise TestbedError(
+            f"{error.filename or cache}: {error.strerror}", "Mend the permissions of the cache, then prune again."
+        ) from error
+    return [entry for entry, _ in gone]
+
+
+def table(found: Iterable[Entry]) -> str:
+    """Entries for standard output: tab separated, with a header."""
+    lines = [f"{entry.name}\t{size_text(entry.octets)}\t{', '.join(entry.used_by) or '-'}" for entry in found]
+    return "\n".join(["name\tsize\tused by", *lines]) + "\n"
+
+
+def size_line(cache: Path) -> str:
+    """One line for `doctor`: how large the cache is, and how much of it nobody uses."""
+    found = entries(cache)
+    unused = sum(entry.octets for entry in found if not entry.used_by)
+    text = f"cache {cache}: {size_text(sum(entry.octets for entry in found))}"
+    return f"{text}, of which nobody uses {size_text(unused)}: `discovery-deploy cache prune`" if unused else text
+
+
+def size_text(octets: int) -> str:
+    """Such as "1.3 GB", "12 MB"."""
+    return f"{octets / 1e9:.1f} GB" if octets >= 1e9 else f"{octets / 1e6:.0f} MB"
+
+
+def octets_of(path: Path) -> int:
+    """What a tree takes on the disk, in bytes; a file with several names counts once."""
+    seen: set[tuple[int, int]] = set()
+    total = 0
+    waiting = [path]
+    while waiting:
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(waiting.pop()) as listed:
+            for item in listed:
+                status = item.stat(follow_symlinks=False)
+                if item.is_dir(follow_symlinks=False):
+                    waiting.append(Path(item.path))
+                if (status.st_dev, status.st_ino) not in seen:
+                    seen |= {(status.st_dev, status.st_ino)} if status.st_nlink > 1 else set()
+                    total += status.st_blocks * 512
+    return total
+
+
+def _names(cache: Path) -> Iterator[str]:
+    for folder in FOLDERS:
+        if (cache / folder).is_dir():
+            for path in sorted((cache / folder).iterdir()):
+                if path.is_dir() and (not path.name.startswith(".") or path.suffix in _LEFT_BEHIND):
+                    yield f"{folder}/{path.name}"
+
+
+class _Users:
+    """Who uses what, as things are now.
+
+    Args:
+        cache: its entries are asked for.
+        plans: machine plans of the experiments that hold hosts here.
+    """
+
+    def __init__(self, cache: Path, plans: Iterable[Plan]) -> None:
+        self.cache = cache
+        self.current = builds.current()
+        self.mounted = _mount_tables()
+        self.hosts = [(str(plan.get("experiment")), Path(str(plan.get("base"))), _noted(plan)) for plan in plans]
+
+    def of(self, name: str) -> tuple[str, ...]:
+        """Users of an entry, in words."""
+        path = self.cache / name
+        if path.suffix in _LEFT_BEHIND:
+            with _nobody_makes(path) as free:
+                return () if free else ("its build",)
+        image = path if name.startswith("images/") else self.cache / "images" / str(_built_in(path))
+        users = ["this version"] if name in self.current else []
+        users += [f"hosts of {title}" for title, base, noted in self.hosts if base == image or path.name in noted]
+        if not users and re.search(rf"(?<![\w-]){re.escape(path.name)}(?![\w-])", self.mounted):
+            users.append("a mount")
+        return tuple(users)
+
+
+def _built_in(environment: Path) -> str | None:
+    """Hash of the image that an environment was made in: hosts of that image may use it."""
+    with suppress(OSError, ValueError, AttributeError):
+        return str(json.loads((environment / "built.json").read_text(encoding="utf-8")).get("image"))
+    return None
+
+
+def _noted(plan: Plan) -> frozenset[str]:
+    """Names of environments that the workspace of an experiment has noted as those of its hosts."""
+    with suppress(OSError, ValueError):
+        workspace = (Path(str(plan["directory"])) / local.HOLDER).read_text(encoding="utf-8").strip()
+        return frozenset(_texts(json.loads((Path(workspace) / builds.NOTED).read_text(encoding="utf-8"))))
+    return frozenset()
+
+
+def _texts(data: Any) -> Iterator[str]:
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, dict | list):
+        for part in data.values() if isinstance(data, dict) else data:
+            yield from _texts(part)
+
+
+def _mount_tables() -> str:
+    """What is mounted on this machine, in all its mount namespaces."""
+    tables: dict[int, str] = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            namespace = (process / "ns" / "mnt").stat().st_ino
+            if namespace not in tables:
+                tables[namespace] = (process / "mountinfo").read_text(encoding="utf-8", errors="replace")
+    return "\n".join(tables.values())
+
+
+@contextmanager
+def _nobody_makes(path: Path) -> Iterator[bool]:
+    """Holds the lock of an entry's maker (see `image.made_once`) where that is possible at once; whether it is held."""
+    name = path.name if not path.name.startswith(".") else path.stem[1:]
+    with (path.parent / f".{name}.lock").open("w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+def _hidden(path: Path) -> Path:
+    """The entry under a name that nobody looks for."""
+    if path.suffix in _LEFT_BEHIND:
+        return path
+    hidden = path.with_name(f".{path.name}.removed")
+    if hidden.exists():
+        shutil.rmtree(hidden)
+    return path.rename(hidden)
