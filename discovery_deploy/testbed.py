@@ -99,7 +99,7 @@ class Testbed:
         self.provider = provider
         self.announce = announce
         self.cache = stack.cache_directory()
-        self.inputs = builds.inputs(experiment.deployment.release)
+        self.inputs = builds.inputs(experiment.deployment.release, experiment.deployment.services)
         self._state: State | None = None
         self._checked_alive = False
 
@@ -194,7 +194,8 @@ class Testbed:
         return report
 
     def _reserve(self, experiment: Experiment) -> str:
-        base = image.base_image(self.cache, self.announce.line)
+        variant = builds.variant(experiment.deployment.services)
+        base = image.base_image(self.cache, self.announce.line, variant)
         key = self.workspace.public_key()
         before = self.workspace.load("lease.json", Lease)
         found = before is None and experiment.name in self.provider.experiments()
@@ -213,7 +214,8 @@ class Testbed:
 
     def environments(self, experiment: Experiment) -> builds.Environments:
         """The Python environments of the hosts, built when they are not cached."""
-        return builds.environments(self.cache, experiment.deployment.release, self.announce.line)
+        deployment = experiment.deployment
+        return builds.environments(self.cache, deployment.release, deployment.services, self.announce.line)
 
     def _playbook(self, name: str, experiment: Experiment, limit_s: float = 900.0) -> ansible.PlaybookResult:
         lease = self.lease
