@@ -1,7 +1,7 @@
 """The images of hosts: unpacked Debian trees that hosts of this machine share, baked once per content of their recipe.
 
-There are two: `base` has what Keystone alone needs, and `full` is the same with all else that OpenStack's other services
-need. Everything that is built is built in the former, so that it is built once.
+There are two: `base` has what Keystone alone needs, and `full` is the same with what OpenStack's other services need
+besides. Everything that is built is built in the former, so that it is built once.
 
 Also the ground for everything in the cache: `made_once` (content-addressed, atomic, one maker at a time) and
 `run_logged` (a program that dies with the driver, whose output is kept and quoted when it fails).
@@ -53,9 +53,7 @@ MASKED = (
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service",
     "fstrim.timer", "systemd-firstboot.service", "systemd-pstore.service", "remote-fs.target",
 )  # fmt: skip
-IDENTITY_HOOK = (
-    'rm -f "$1"/etc/ssh/ssh_host_* "$1/etc/hostname"; : > "$1/etc/machine-id"; rm -rf "$1/var/lib/mysql"/*'
-)
+IDENTITY_HOOK = 'rm -f "$1"/etc/ssh/ssh_host_* "$1/etc/hostname"; : > "$1/etc/machine-id"; rm -rf "$1/var/lib/mysql"/*'
 """Identities are each host's own; databases come from the seed."""
 HOOKS = (
     f'chroot "$1" systemctl --quiet disable {" ".join(DISABLED)}',
@@ -79,7 +77,7 @@ FULL_HOOKS = (
     'find "$1/etc/systemd/system" -type l | sort | comm -13 "$1/tmp/units" - | xargs --no-run-if-empty rm',
     'rm -f "$1"/etc/libvirt/qemu/networks/autostart/* "$1/var/lib/rabbitmq/.erlang.cookie"',
     f'mkdir -p "$1{LIBVIRT_BINDING}"; cd "$1{LIBVIRT_BINDING}"; '
-    'for file in ../../python3/dist-packages/libvirt*.py ../../python3/dist-packages/libvirtmod*.so; do '
+    "for file in ../../python3/dist-packages/libvirt*.py ../../python3/dist-packages/libvirtmod*.so; do "
     'ln -s "$file" .; done; '
     f'chroot "$1" python3 -m compileall -q {LIBVIRT_BINDING}',
 )

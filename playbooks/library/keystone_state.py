@@ -18,7 +18,7 @@ options:
   database: {description: URL of Keystone's database., type: str, required: true}
   admin_password: {description: Password of the user admin., type: str, required: true}
   urls: {description: Site (which is its region's name) -> URL of its Keystone., type: dict, required: true}
-  endpoints: {description: region, service, type and url of the other services., type: list, elements: dict, default: []}
+  endpoints: {description: "region, service, type and url of services.", type: list, elements: dict, default: []}
   service_users: {description: Users in the project service., type: list, elements: str, default: []}
   service_password: {description: Their password., type: str, default: ''}
 """

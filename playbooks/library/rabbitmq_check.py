@@ -109,10 +109,8 @@ def main() -> None:
             if time.monotonic() > until:
                 log = module.run_command(["journalctl", "-u", UNIT, "-n", "10", "-o", "cat", "--no-pager"])[1]
                 state = module.run_command(["systemctl", "is-active", UNIT])[1].strip()
-                module.fail_json(
-                    msg=f"RabbitMQ at {module.params['address']} ({state}): after {module.params['limit_s']} s {problem}",
-                    stderr=log,
-                )
+                what = f"RabbitMQ at {module.params['address']} ({state})"
+                module.fail_json(msg=f"{what}: after {module.params['limit_s']} s {problem}", stderr=log)
             time.sleep(PAUSE_S)
         (Path(module.params["directory"]) / WHOLE).touch()
     except OSError as error:

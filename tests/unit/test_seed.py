@@ -52,7 +52,8 @@ def test_a_job_that_fails_ends_the_script_and_is_quoted() -> None:
     begin = seed.BEGIN[seed.BEGIN.index("jobs=()") : seed.BEGIN.index("serve --skip-networking")]
     jobs = (
         "mkdir -p /tmp/seed-test.$$; "
-        "make_good() { echo fine; }\nmake_bad() { echo first; false; echo never; }\njob good\njob bad\nfinished\necho end\n"
+        "make_good() { echo fine; }\nmake_bad() { echo first; false; echo never; }\n"
+        "job good\njob bad\nfinished\necho end\n"
     )
     script = (begin + jobs).replace("/run/seed/", "/tmp/seed-test.$$/")
     done = subprocess.run(["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, check=False)

@@ -42,7 +42,8 @@ def test_versions_are_read_with_and_without_markers() -> None:
 def test_a_lock_says_itself_what_is_built_from_source() -> None:
     text = (
         "# made by\n#    uv pip compile --only-binary :all: --no-binary ovs x.in\n"
-        "a==1 \\\n    --hash=sha256:00\n    # via\n    #   ovs\novs==3.5.0 \\\n    --hash=sha256:11\nz==2 \\\n    --hash=sha256:22\n"
+        "a==1 \\\n    --hash=sha256:00\n    # via\n    #   ovs\n"
+        "ovs==3.5.0 \\\n    --hash=sha256:11\nz==2 \\\n    --hash=sha256:22\n"
     )
     assert stack.split_lock(text) == (
         "a==1 \\\n    --hash=sha256:00\nz==2 \\\n    --hash=sha256:22\n",
