@@ -63,12 +63,10 @@ HOOKS = (
 )
 FULL_PACKAGES = (
     "rabbitmq-server",
-    "ovn-central", "ovn-host", "openvswitch-switch",
+    "ovn-central", "ovn-host", "openvswitch-switch", "nftables",
     "libvirt-daemon-system", "libvirt-daemon-driver-qemu", "python3-libvirt", "qemu-system-x86", "qemu-utils",
 )  # fmt: skip
 """What the variant `full` has besides."""
-LIBVIRT_BINDING = "/usr/lib/discovery-deploy/libvirt"
-"""Of the variant `full`: a directory for PYTHONPATH with libvirt's Python binding and nothing else of Debian's."""
 FULL_HOOKS = (
     'find "$1/etc/systemd/system" -type l | sort > "$1/tmp/units"',
     'DEBIAN_FRONTEND=noninteractive chroot "$1" apt-get install --yes --quiet=2 --no-install-recommends '
@@ -76,10 +74,6 @@ FULL_HOOKS = (
     # what the packages let start by themselves; roles start it when they have configured it
     'find "$1/etc/systemd/system" -type l | sort | comm -13 "$1/tmp/units" - | xargs --no-run-if-empty rm',
     'rm -f "$1"/etc/libvirt/qemu/networks/autostart/* "$1/var/lib/rabbitmq/.erlang.cookie"',
-    f'mkdir -p "$1{LIBVIRT_BINDING}"; cd "$1{LIBVIRT_BINDING}"; '
-    "for file in ../../python3/dist-packages/libvirt*.py ../../python3/dist-packages/libvirtmod*.so; do "
-    'ln -s "$file" .; done; '
-    f'chroot "$1" python3 -m compileall -q {LIBVIRT_BINDING}',
 )
 """How a base tree becomes a full one."""
 KEPT_LINES = 12

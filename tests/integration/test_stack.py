@@ -12,7 +12,6 @@ import pytest
 
 from discovery_deploy import builds, stack
 from discovery_deploy.builds import Environments
-from discovery_deploy.image import LIBVIRT_BINDING
 from discovery_deploy.seed import DATABASES
 
 pytestmark = pytest.mark.integration
@@ -79,14 +78,6 @@ def test_the_full_image_is_the_base_with_more_and_starts_nothing_more(image: Pat
     assert list((full / "etc/libvirt/qemu/networks/autostart").iterdir()) == []
     assert not (full / "var/lib/rabbitmq/.erlang.cookie").exists()
     test_the_image_has_no_identity_and_no_way_of_this_machine(full)
-
-
-def test_libvirts_binding_is_alone_in_its_directory(full: Path) -> None:
-    place = full / LIBVIRT_BINDING.lstrip("/")
-    names = {path.name for path in place.iterdir()} - {"__pycache__"}
-    assert "libvirt.py" in names
-    assert all(name.startswith("libvirt") for name in names)
-    assert all((place / name).resolve().is_relative_to(full) for name in names)
 
 
 def test_environments_are_run_by_the_hosts_python_and_never_compile_again(built: Environments) -> None:
