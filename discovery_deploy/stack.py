@@ -24,6 +24,7 @@ from discovery_deploy.seed import Content, seed_script
 __all__ = [
     "Environment",
     "base_image",
+    "build_inside",
     "cache_directory",
     "database_hash",
     "database_seed",
@@ -138,7 +139,7 @@ def database_seed(
     def build(partial: Path) -> None:
         progress("making the databases' first content")
         variables = {"OPENSTACK": openstack.path, "HOME": "/root"}
-        _build(cache, image, partial, target.name, seed_script(content), variables, {}, progress)
+        build_inside(cache, image, partial, target.name, seed_script(content), variables, {}, progress)
 
     made_once(target, build, "the databases' first content", progress)
     version = (target / "version").read_text(encoding="utf-8").strip()
@@ -208,7 +209,7 @@ def _python_environment(cache: Path, image: Path, kind: str, lock: str, progress
         }
         binds = {uv_program(): Path("/usr/local/bin/uv"), downloads: Path("/run/downloads")}
         script = BUILDS[kind].replace("@python@", HOST_PYTHON)
-        _build(cache, image, partial, target.name, script, variables, binds, progress)
+        build_inside(cache, image, partial, target.name, script, variables, binds, progress)
 
     made_once(target, build, f"the {kind} environment", progress)
     return Environment(name=target.name, hash=hash_, versions=lock_versions(lock))
@@ -268,7 +269,7 @@ def sandbox_script(image: Path, work: str, binds: Mapping[Path, Path], certifica
     return "\n".join(lines) + "\n"
 
 
-def _build(
+def build_inside(
     cache: Path,
     image: Path,
     partial: Path,

@@ -99,7 +99,8 @@ class Testbed:
         self.provider = provider
         self.announce = announce
         self.cache = stack.cache_directory()
-        self.inputs = builds.inputs(experiment.deployment.release, experiment.deployment.services)
+        deployment = experiment.deployment
+        self.inputs = builds.inputs(deployment.release, deployment.services, bool(deployment.computes.libvirt))
         self._state: State | None = None
         self._checked_alive = False
 
@@ -215,7 +216,9 @@ class Testbed:
     def environments(self, experiment: Experiment) -> builds.Environments:
         """The Python environments of the hosts, built when they are not cached."""
         deployment = experiment.deployment
-        return builds.environments(self.cache, deployment.release, deployment.services, self.announce.line)
+        return builds.environments(
+            self.cache, deployment.release, deployment.services, self.announce.line, bool(deployment.computes.libvirt)
+        )
 
     def _playbook(self, name: str, experiment: Experiment, limit_s: float = 900.0) -> ansible.PlaybookResult:
         lease = self.lease

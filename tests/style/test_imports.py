@@ -19,7 +19,7 @@ LAYERS = (
     "deployment model strict",
     "campaign campaign_mistakes config documents fields mistakes schema wording"
     " crossings inventory rally records report seed service_variables stats topology variables wan wan_readback",
-    "ansible bench cgroups clients containers image machine measure nspawn probe"
+    "ansible bench cgroups clients containers guest image machine measure nspawn probe"
     " provenance providers remote site_networks stack wan_router wan_uml workspace",
     "builds commands doctor driver opening phases progress testbed",
     "__main__ cli",
