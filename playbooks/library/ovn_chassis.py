@@ -52,9 +52,7 @@ def commands(wanted: dict[str, str], found: dict[str, dict[str, str]]) -> list[l
     gone = [name for name, ids in sorted(ours.items()) if wanted.get(name) != ids.get("address")]
     new = [name for name in sorted(wanted) if name in gone or name not in found]
     taken = {ids.get("encapsulation", "") for name, ids in ours.items() if name not in gone}
-    made: list[list[str]] = []
-    for name in gone:
-        made += [["--if-exists", "destroy", "Chassis_Private", name], ["--if-exists", "chassis-del", name]]
+    made = [["--if-exists", "chassis-del", name] for name in gone]  # with its Chassis_Private
     for number, name in enumerate(new):
         address = encapsulation(name, taken)
         taken.add(address)

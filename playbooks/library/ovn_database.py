@@ -75,17 +75,28 @@ def make(side: str, address: str, members: list[str], present: list[str]) -> boo
     return True
 
 
-def put_out(side: str, missing: list[str]) -> None:
-    """On the leader: members that have lost their files leave the cluster, so that they can join anew."""
-    try:
-        seen = ovn.status(side)
-    except ovn.OvnError:
-        return  # it does not run: another is the leader
-    if seen["leader"]:
-        for address in missing:
-            if address in seen["servers"]:
-                server = f"tcp:{address}:{ovn.SIDES[side][2]}"
-                ovn.run("ovs-appctl", "-t", f"/run/ovn/ovn{side}_db.ctl", "cluster/kick", ovn.SIDES[side][0], server)
+def put_out(side: str, missing: list[str], limit_s: float) -> None:
+    """On the leader: members that have lost their files leave the cluster, so that they can join anew.
+
+    When the lost one was the leader, the others first have to notice and to elect another.
+    """
+    until = time.monotonic() + limit_s
+    while True:
+        try:
+            seen = ovn.status(side)
+        except ovn.OvnError:
+            return  # it does not run: another is the leader
+        lost = [address for address in missing if address in seen["servers"]]
+        if not lost or seen["leader"] not in ("", seen["self"], *missing):
+            return
+        if seen["leader"] == seen["self"]:
+            break
+        if time.monotonic() > until:
+            raise ovn.OvnError(f"the {side} database has no leader but members that are lost: {', '.join(lost)}")
+        time.sleep(PAUSE_S)
+    for address in lost:
+        server = f"tcp:{address}:{ovn.SIDES[side][2]}"
+        ovn.run("ovs-appctl", "-t", f"/run/ovn/ovn{side}_db.ctl", "cluster/kick", ovn.SIDES[side][0], server)
 
 
 def lack(side: str, members: list[str]) -> str:
@@ -95,7 +106,7 @@ def lack(side: str, members: list[str]) -> str:
         missing = sorted(set(members) - set(seen["servers"]))
         if missing:
             return f"the {side} database lacks its members at {', '.join(missing)}"
-        if not (seen["member"] and seen["known"]):
+        if not (seen["member"] and seen["leader"]):
             return f"the {side} database has no leader"
     database = f"--db={ovn.connection(members, side)}"
     ovn.run(f"ovn-{side}ctl", "--timeout=10", database, "get-connection", limit_s=15.0)
@@ -143,7 +154,7 @@ def main() -> None:
         ovn.DATA.mkdir(parents=True, exist_ok=True)
         if address in present:
             for side in ovn.SIDES:
-                put_out(side, [member for member in members if member not in present])
+                put_out(side, [member for member in members if member not in present], values["limit_s"])
         made = [side for side in ovn.SIDES if make(side, address, members, present)]
         module.exit_json(changed=bool(made), made=made)
     except (ovn.OvnError, OSError) as error:

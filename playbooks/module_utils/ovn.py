@@ -37,7 +37,7 @@ def connection(members: list[str], side: str) -> str:
 
 
 def status(side: str) -> dict[str, object]:
-    """What this member of a cluster says: `member` (bool), `leader` (bool), `known` (a leader is), `servers`.
+    """What this member of a cluster says: `member` (bool), `self` and `leader` (addresses; "" for none), `servers`.
 
     Raises:
         OvnError: the server does not answer.
@@ -48,11 +48,13 @@ def status(side: str) -> dict[str, object]:
 
 def parsed_status(text: str) -> dict[str, object]:
     """The same from the text that `cluster/status` answers."""
-    fields = dict(re.findall(r"^(Status|Role|Leader): (.*)$", text, re.MULTILINE))
-    servers = text.partition("\nServers:\n")[2]
+    fields = dict(re.findall(r"^(Status|Leader): (.*)$", text, re.MULTILINE))
+    servers = re.findall(r"^ *(\w+) \(\w+ at tcp:([0-9.]+):\d+\)", text.partition("\nServers:\n")[2], re.MULTILINE)
+    own = re.search(r"^Address: tcp:([0-9.]+):", text, re.MULTILINE)
+    addresses = {**dict(servers), "self": own[1] if own else ""}
     return {
         "member": fields.get("Status") == "cluster member",
-        "leader": fields.get("Role") == "leader",
-        "known": fields.get("Leader", "unknown") != "unknown",
-        "servers": re.findall(r" at tcp:([0-9.]+):\d+\)", servers),
+        "self": addresses["self"],
+        "leader": addresses.get(fields.get("Leader", "unknown"), ""),
+        "servers": [address for _, address in servers],
     }
