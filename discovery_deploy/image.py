@@ -65,7 +65,7 @@ FULL_PACKAGES = (
     "rabbitmq-server",
     "ovn-central", "ovn-host", "openvswitch-switch", "nftables",
     "libvirt-daemon-system", "libvirt-daemon-driver-qemu", "python3-libvirt", "qemu-system-x86", "qemu-utils",
-    "nftables", "genisoimage",  # tunnels of the userspace datapath, config drives
+    "genisoimage",
 )  # fmt: skip
 """What the variant `full` has besides."""
 FULL_HOOKS = (

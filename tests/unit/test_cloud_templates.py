@@ -75,7 +75,7 @@ def test_computes_know_no_database(topology: dict[str, str], driver: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("topology", "clouds"), zip(TOPOLOGIES, [3, 1, 1, 1], strict=True), ids=[one["type"] for one in TOPOLOGIES]
+    ("topology", "clouds"), list(zip(TOPOLOGIES, [3, 1, 1, 1], strict=True)), ids=[one["type"] for one in TOPOLOGIES]
 )
 def test_every_compute_is_in_the_zone_of_its_site_in_one_cloud(topology: dict[str, str], clouds: int) -> None:
     hosts = told(topology)
