@@ -34,7 +34,7 @@ cat > /tmp/leased <<'END'
 ip addr add "$ip/$mask" dev eth0
 [ -z "$mtu" ] || ip link set eth0 mtu "$mtu"
 [ -z "$router" ] || ip route add default via "$router"
-echo "LEASE $ip/$mask at $(cut -d' ' -f1 /proc/uptime)"
+echo "LEASE $ip/$mask at $(cut -d' ' -f1 /proc/uptime)" > /dev/console
 END
 chmod +x /tmp/leased
 until udhcpc -i eth0 -s /tmp/leased -n -q -t 3 -T 2 -O mtu > /dev/null 2>&1; do say NO-LEASE; done

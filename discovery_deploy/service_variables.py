@@ -110,6 +110,7 @@ class ServiceVariables:
         if "glance" in self._services():
             told["glance_store_images"] = []
         if "nova" in self._services():
+            told["nova_compute_guest"] = environments.guest.path if environments.guest else ""
             told["nova_compute_environment"] = environments.openstack.path
             told["nova_compute_password"] = self.secrets.service_password
         if self.found.clouds():

@@ -29,7 +29,7 @@ NOISE_BYTES = 2**20
 PHYSICAL_NETWORK = "physnet1"
 PUBLIC = {"cidr": "172.24.0.0/16", "gateway_ip": "172.24.0.1", "enable_dhcp": False}
 PRIVATE = {"cidr": "10.20.0.0/16", "enable_dhcp": True}
-COMPUTE_VERSION = "2.53"
+VERSIONS = {"compute": "compute 2.53", "placement": "placement 1.36"}
 MARK = {"discovery-deploy": "site"}
 """Metadata of our aggregates."""
 
@@ -50,14 +50,15 @@ class Region:
         present = {kind for kind, region in regions if region == self.name}
         self.urls = {kind: cloud.endpoint(catalogue, kind, self.name) for kind in sorted(present)}
         self.changes: list[str] = []
+        self.providers: dict[str, str] = {}  # name of a hypervisor -> Nova's host
 
     def ask(self, kind: str, path: str) -> dict:
         """What a service answers to GET."""
-        return cloud.request("GET", self.urls[kind] + path, self.token, version=_version(kind))[1]
+        return cloud.request("GET", self.urls[kind] + path, self.token, version=VERSIONS.get(kind, ""))[1]
 
     def change(self, what: str, method: str, kind: str, path: str, body: object = None) -> dict:
         """Change something; `what` is kept for the report."""
-        answer = cloud.request(method, self.urls[kind] + path, self.token, body, version=_version(kind))[1]
+        answer = cloud.request(method, self.urls[kind] + path, self.token, body, VERSIONS.get(kind, ""))[1]
         self.changes.append(what)
         return answer
 
@@ -76,11 +77,18 @@ class Region:
         found = self.ask("compute", "/os-hypervisors/detail")["hypervisors"]
         up = {entry["service"]["host"] for entry in found if entry["state"] == "up"}
         problems = lacking(self.zones, up, "computes that are not up and mapped to a cell")
+        self.providers = {entry["hypervisor_hostname"]: entry["service"]["host"] for entry in found}
+        problems = problems or lacking(self.zones, self._provided(), "computes that Placement does not know")
         if not problems and "network" in self.urls:
             agents = self.ask("network", "/v2.0/agents")["agents"]
             problems = lacking(self.zones, {agent["host"] for agent in agents}, "computes that OVN does not know")
         if problems:
             raise cloud.CloudError(problems)
+
+    def _provided(self, query: str = "") -> set[str]:
+        """Computes that have a resource provider (which has a hypervisor's name)."""
+        listed = self.ask("placement", f"/resource_providers{query}")["resource_providers"]
+        return {self.providers[entry["name"]] for entry in listed if entry["name"] in self.providers}
 
     def zone_aggregates(self) -> None:
         """An aggregate for each site, which is its availability zone."""
@@ -97,11 +105,18 @@ class Region:
             if entry is None:
                 body = {"aggregate": {"name": site, "availability_zone": site}}
                 entry = {"hosts": [], **self.change(site, "POST", "compute", "/os-aggregates", body)["aggregate"]}
-            action = f"/os-aggregates/{entry['id']}/action"
-            if not _is_ours(entry):
-                self.change(site, "POST", "compute", action, {"set_metadata": {"metadata": MARK}})
-            for host in sorted(set(names) - set(entry["hosts"])):
-                self.change(host, "POST", "compute", action, {"add_host": {"host": host}})
+            self._fill(site, entry, names)
+
+    def _fill(self, site: str, entry: dict, names: list[str]) -> None:
+        """All computes of a site in its aggregate, and in Placement's, without which the zone seems to be empty."""
+        action = f"/os-aggregates/{entry['id']}/action"
+        if not _is_ours(entry):
+            self.change(site, "POST", "compute", action, {"set_metadata": {"metadata": MARK}})
+        linked = self._provided(f"?member_of={entry['uuid']}")
+        for host in sorted(set(names) - (set(entry["hosts"]) & linked)):
+            if host in entry["hosts"]:
+                self.change(host, "POST", "compute", action, {"remove_host": {"host": host}})
+            self.change(host, "POST", "compute", action, {"add_host": {"host": host}})
 
     def flavors(self) -> None:
         """Flavors, made anew when they are not as wanted (they cannot be changed)."""
@@ -188,10 +203,6 @@ class Region:
             if not rules:
                 rule = {"security_group_rule": {"security_group_id": group["id"], **wanted}}
                 self.change(f"{protocol} let in", "POST", "network", "/v2.0/security-group-rules", rule)
-
-
-def _version(kind: str) -> str:
-    return COMPUTE_VERSION if kind == "compute" else ""
 
 
 def _is_ours(aggregate: dict) -> bool:

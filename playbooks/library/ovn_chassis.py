@@ -21,6 +21,8 @@ options:
 """
 MARK = ("discovery-deploy", "invented")
 """In the external_ids of what we registered."""
+ALIVE_MS = 4102444800000
+"""When it was last heard of, in milliseconds since 1970: a time to come (2100), so that Neutron never calls it dead."""
 
 
 def present(listed: str) -> dict[str, dict[str, str]]:
@@ -72,7 +74,7 @@ def _registration(number: int, name: str, host: str, address: str) -> list[list[
     return [
         [f"--id=@e{number}", "create", "Encap", *parts],
         [f"--id=@c{number}", "create", "Chassis", *chassis],
-        ["create", "Chassis_Private", f"name={quoted(name)}", "nb_cfg=0", f"chassis=@c{number}"],
+        ["create", "Chassis_Private", f"name={quoted(name)}", f"nb_cfg_timestamp={ALIVE_MS}", f"chassis=@c{number}"],
     ]
 
 

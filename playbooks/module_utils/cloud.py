@@ -22,14 +22,14 @@ def request(method: str, url: str, token: str = "", body: object = None, version
 
     Args:
         body: JSON-like data, or bytes to be sent as they are.
-        version: microversion of Nova's API.
+        version: type and microversion, such as `compute 2.53`.
     Raises:
         CloudError: no answer, or an error; says which.
     """
     raw = isinstance(body, bytes)
     headers = {"Content-Type": "application/octet-stream" if raw else "application/json"}
     headers |= {"X-Auth-Token": token} if token else {}
-    headers |= {"OpenStack-API-Version": f"compute {version}"} if version else {}
+    headers |= {"OpenStack-API-Version": version} if version else {}
     data = body if raw or body is None else json.dumps(body).encode()
     asked = urllib.request.Request(url, data=data, headers=headers, method=method)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from types import SimpleNamespace
@@ -203,11 +204,14 @@ class TestComputes:
     def test_changed_files_restart_those_that_read_them(self, files: list[str], restarted: list[str]) -> None:
         assert nova_compute_units.touched(["h-fake-1", "h-fake-2"], files) == restarted
 
-    def test_the_sector_that_tries_kvm_can_be_booted(self) -> None:
-        sector = libvirt_host.boot_sector()
-        assert len(sector) == 512
-        assert sector.endswith(b"\x55\xaa")
-        assert sector.startswith(b"\xba\x01\x05\xb0\x10\xee")
+    def test_a_guest_is_believed_when_it_speaks(self) -> None:
+        for said, believed in ((b"SeaBIOS\nGUEST-UP at 1.0\n", True), (b"SeaBIOS\n", False)):
+            reader, writer = os.pipe()
+            os.write(writer, said)
+            assert libvirt_host.says(reader, libvirt_host.SIGN, 0.05) is believed
+            os.close(writer)
+            assert believed or libvirt_host.says(reader, libvirt_host.SIGN, 5.0) is False
+            os.close(reader)
 
 
 class Services:
@@ -224,8 +228,19 @@ class Services:
         if method == "GET":
             return {}, self.answers[path]
         self.asked.append((method, path, body))
-        made = {"id": f"new-{len(self.asked)}", "metadata": {}, "hosts": []}
+        made = {"id": f"new-{len(self.asked)}", "uuid": "u", "metadata": {}, "hosts": []}
         return {}, {"id": made["id"], **dict.fromkeys(("aggregate", "flavor", "network", "subnet", "router"), made)}
+
+
+PROVIDERS = {"resource_providers": [{"name": "p-1"}, {"name": "p-2.domain"}]}
+
+
+def hypervisor(host: str, state: str = "up") -> dict[str, Any]:
+    return {
+        "state": state,
+        "hypervisor_hostname": f"{host}.domain" if host == "p-2" else host,
+        "service": {"host": host},
+    }
 
 
 @pytest.fixture
@@ -233,8 +248,9 @@ def region(monkeypatch: pytest.MonkeyPatch) -> Any:
     made = object.__new__(openstack_objects.Region)
     made.name, made.token, made.guest, made.limit_s, made.changes = "paris", "t", "", 0, []
     made.zones = {"paris": ["p-1", "p-2"]}
-    made.urls = dict.fromkeys(("compute", "image", "network", "identity"), "http://x")
-    services = Services({})
+    made.urls = dict.fromkeys(("compute", "image", "network", "identity", "placement"), "http://x")
+    made.providers = {"p-1": "p-1", "p-2.domain": "p-2"}
+    services = Services({"/resource_providers": PROVIDERS, "/resource_providers?member_of=u": PROVIDERS})
     monkeypatch.setattr(cloud, "request", services.request)
     return SimpleNamespace(region=made, services=services)
 
@@ -249,13 +265,12 @@ class TestCloudContent:
         assert openstack_objects.lacking(zones, {"p-1", "p-2", "o-1"}, "computes") == ""
 
     def test_the_wait_for_computes_ends_with_their_names(self, region: Any) -> None:
-        up = {"state": "up", "service": {"host": "p-1"}}
-        region.services.answers["/os-hypervisors/detail"] = {"hypervisors": [up]}
+        region.services.answers["/os-hypervisors/detail"] = {"hypervisors": [hypervisor("p-1")]}
         with pytest.raises(cloud.CloudError, match="at paris: p-2"):
             region.region.computes()
 
     def test_computes_that_nobody_asked_for_are_removed(self, region: Any) -> None:
-        up = [{"state": "up", "service": {"host": name}} for name in ("p-1", "p-2", "p-3")]
+        up = [hypervisor(name) for name in ("p-1", "p-2", "p-3")]
         services = [{"id": name, "host": name} for name in ("p-1", "p-2", "p-3")]
         region.services.answers |= {
             "/os-hypervisors/detail": {"hypervisors": up},
@@ -273,11 +288,37 @@ class TestCloudContent:
         assert bodies[2:] == [{"add_host": {"host": "p-1"}}, {"add_host": {"host": "p-2"}}]
 
     def test_a_zone_that_is_as_wanted_is_left_alone_and_strangers_too(self, region: Any) -> None:
-        ours = {"id": 1, "name": "paris", "hosts": ["p-2", "p-1"], "metadata": {"discovery-deploy": "site"}}
+        ours = {
+            "id": 1,
+            "uuid": "u",
+            "name": "paris",
+            "hosts": ["p-2", "p-1"],
+            "metadata": {"discovery-deploy": "site"},
+        }
         other = {"id": 2, "name": "fast", "hosts": ["p-1"], "metadata": {}}
         region.services.answers["/os-aggregates"] = {"aggregates": [ours, other]}
         region.region.zone_aggregates()
         assert region.services.asked == []
+
+    def test_a_compute_that_is_only_novas_member_of_a_zone_is_put_in_again(self, region: Any) -> None:
+        ours = {
+            "id": 1,
+            "uuid": "u",
+            "name": "paris",
+            "hosts": ["p-2", "p-1"],
+            "metadata": {"discovery-deploy": "site"},
+        }
+        region.services.answers["/os-aggregates"] = {"aggregates": [ours]}
+        region.services.answers["/resource_providers?member_of=u"] = {"resource_providers": [{"name": "p-1"}]}
+        region.region.zone_aggregates()
+        bodies = [body for _, _, body in region.services.asked]
+        assert bodies == [{"remove_host": {"host": "p-2"}}, {"add_host": {"host": "p-2"}}]
+
+    def test_a_compute_without_a_resource_provider_is_waited_for(self, region: Any) -> None:
+        region.services.answers["/os-hypervisors/detail"] = {"hypervisors": [hypervisor("p-1"), hypervisor("p-2")]}
+        region.services.answers["/resource_providers"] = {"resource_providers": [{"name": "p-1"}]}
+        with pytest.raises(cloud.CloudError, match="Placement does not know at paris: p-2"):
+            region.region.computes()
 
     def test_a_flavor_of_another_size_is_made_anew(self, region: Any) -> None:
         sizes = openstack_objects.FLAVORS
