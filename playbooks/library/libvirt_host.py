@@ -16,7 +16,7 @@ DOCUMENTATION = """
 module: libvirt_host
 short_description: KVM tried, libvirt started, virtual machines ended
 description:
-  - C(look) starts the guest under KVM and says whether virtual machines can use it (C(virt_type) is kvm) or need software
+  - C(look) starts the guest under KVM and says whether virtual machines can use it (C(virt_type) is kvm) or need
     emulation (qemu), since there are machines whose KVM begins and then hangs; it also puts Debian's binding of libvirt
     where nova's Python finds it, and nothing else.
   - C(start) starts libvirt, again when its configuration has changed. C(remove) ends all virtual machines.

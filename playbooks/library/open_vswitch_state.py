@@ -101,10 +101,12 @@ def wait(host: str, limit_s: float) -> None:
 def remove() -> bool:
     """Remove taps and the pair of interfaces for tunnels, and the rules. Returns whether some were there."""
     names = {path.name for path in Path("/sys/class/net").iterdir()}
-    left = sorted(names & {*BRIDGES, "br-tunnel", "ovs-netdev", "ovs-system", "tunnel-out"})
+    left = sorted(names & {*BRIDGES, "br-tunnel", "ovs-netdev", "ovs-system", "tunnel-in", "tunnel-out"})
     for name in left:
         with contextlib.suppress(ovn.OvnError):  # the kernel removes one with another
             ovn.run("ip", "link", "delete", name)
+    if Path("/run/netns/tunnels").exists():
+        ovn.run("ip", "netns", "delete", "tunnels")
     if left and shutil.which("nft"):
         ovn.run("nft", "add table ip discovery_tunnels; delete table ip discovery_tunnels")
     return bool(left)
