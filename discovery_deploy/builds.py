@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from discovery_deploy import image, stack
+from discovery_deploy import guest, image, stack
 from discovery_deploy.data import data_directory
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.model import Deployment, Strict
 from discovery_deploy.phases import Inputs, digest
 from discovery_deploy.providers.base import Progress
+from discovery_deploy.seed import Content, content_for
 
 NOTED = "environments.json"
 """File of a workspace with the environments of its hosts: the cache keeps those."""
@@ -28,11 +29,26 @@ class Environments(Strict):
     rally: stack.Environment
     database: stack.Environment
     """MariaDB's first content."""
+    guest: stack.Environment | None = None
+    """The guest of virtual machines; None where there are none."""
 
 
-def environments(cache: Path, release: str, progress: Progress) -> Environments:
-    """The environments of a release, built when they are not cached: Rally's beside OpenStack's.
+def variant(services: Sequence[str]) -> image.Variant:
+    """The image of the hosts of a deployment with these services. Pure."""
+    return "base" if content_for(services) == "keystone" else "full"
 
+
+def environments(
+    cache: Path, release: str, services: Sequence[str], progress: Progress, guests: bool = False
+) -> Environments:
+    """The environments for services of a release, built when they are not cached: Rally's beside OpenStack's.
+
+    Args:
+        cache: directory of the cache.
+        release: of OpenStack.
+        services: that are deployed.
+        progress: takes one short line per step.
+        guests: whether virtual machines run.
     Raises:
         TestbedError: a build failed; when more than one did, all are told.
     """
@@ -40,10 +56,13 @@ def environments(cache: Path, release: str, progress: Progress) -> Environments:
 
     def with_database() -> tuple[stack.Environment, stack.Environment]:
         openstack = stack.openstack_environment(cache, base, release, progress)
-        return openstack, stack.database_seed(cache, base, openstack, progress)
+        return openstack, stack.database_seed(cache, base, openstack, content_for(services), progress)
 
-    (openstack, database), rally = _beside(with_database, lambda: stack.rally_environment(cache, base, progress))
-    return Environments(openstack=openstack, rally=rally, database=database)
+    def others() -> tuple[stack.Environment, stack.Environment | None]:
+        return stack.rally_environment(cache, base, progress), guest.guest(cache, base, progress) if guests else None
+
+    (openstack, database), (rally, machine) = _beside(with_database, others)
+    return Environments(openstack=openstack, rally=rally, database=database, guest=machine)
 
 
 def _beside(first: Callable[[], First], second: Callable[[], Second]) -> tuple[First, Second]:
@@ -78,13 +97,15 @@ def _beside(first: Callable[[], First], second: Callable[[], Second]) -> tuple[F
     return made, results[0]
 
 
-def inputs(release: str) -> Inputs:
+def inputs(release: str, services: Sequence[str], guests: bool = False) -> Inputs:
     """Hashes of what phases use besides the experiment file, known without building anything."""
     base = image.image_hash()
     openstack = stack.environment_hash("openstack", base, release)
+    parts = [openstack, stack.database_hash(base, openstack, content_for(services))]
+    parts += [guest.guest_hash(base)] if guests else []
     return Inputs(
-        image=base,
-        openstack=f"{openstack}-{stack.database_hash(base, openstack)}",
+        image=image.image_hash(variant(services)),
+        openstack="-".join(parts),
         rally=stack.environment_hash("rally", base),
         playbooks=_tree_hash(data_directory("playbooks")),
     )
@@ -93,11 +114,16 @@ def inputs(release: str) -> Inputs:
 def current() -> frozenset[str]:
     """What this version uses of the cache, for any release: `images/<hash>` and `environments/<kind>-<hash>`."""
     base = image.image_hash()
-    names = {f"images/{base}", f"environments/rally-{stack.environment_hash('rally', base)}"}
+    names = {f"images/{image.image_hash(kind)}" for kind in get_args(image.Variant)}
+    names |= {
+        f"environments/rally-{stack.environment_hash('rally', base)}",
+        f"environments/guest-{guest.guest_hash(base)}",
+    }
     for release in get_args(Deployment.model_fields["release"].annotation):
         openstack = stack.environment_hash("openstack", base, release)
-        database = stack.database_hash(base, openstack)
-        names |= {f"environments/openstack-{openstack}", f"environments/database-{database}"}
+        names.add(f"environments/openstack-{openstack}")
+        for content in get_args(Content):
+            names.add(f"environments/database-{stack.database_hash(base, openstack, content)}")
     return frozenset(names)
 
 

@@ -1,4 +1,7 @@
-"""The base image: one unpacked Debian tree that all hosts of this machine share, baked once per content of its recipe.
+"""The images of hosts: unpacked Debian trees that hosts of this machine share, baked once per content of their recipe.
+
+There are two: `base` has what Keystone alone needs, and `full` is the same with what OpenStack's other services need
+besides. Everything that is built is built in the former, so that it is built once.
 
 Also the ground for everything in the cache: `made_once` (content-addressed, atomic, one maker at a time) and
 `run_logged` (a program that dies with the driver, whose output is kept and quoted when it fails).
@@ -16,10 +19,12 @@ import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from discovery_deploy.errors import TestbedError
 
 Progress = Callable[[str], None]
+Variant = Literal["base", "full"]
 
 RELEASE = "bookworm"
 ARCHIVE = "http://deb.debian.org/debian"
@@ -48,13 +53,30 @@ MASKED = (
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer", "e2scrub_reap.service",
     "fstrim.timer", "systemd-firstboot.service", "systemd-pstore.service", "remote-fs.target",
 )  # fmt: skip
+IDENTITY_HOOK = 'rm -f "$1"/etc/ssh/ssh_host_* "$1/etc/hostname"; : > "$1/etc/machine-id"; rm -rf "$1/var/lib/mysql"/*'
+"""Identities are each host's own; databases come from the seed."""
 HOOKS = (
     f'chroot "$1" systemctl --quiet disable {" ".join(DISABLED)}',
     f'chroot "$1" systemctl --quiet mask {" ".join(MASKED)}',
-    # identities are each host's own; databases come from the seed
-    'rm -f "$1"/etc/ssh/ssh_host_* "$1/etc/hostname"; : > "$1/etc/machine-id"; rm -rf "$1/var/lib/mysql"/*',
+    IDENTITY_HOOK,
     'mkdir -p -m 700 "$1/root/.ssh"; mkdir -p "$1/opt/discovery-deploy"; rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap"',
 )
+FULL_PACKAGES = (
+    "rabbitmq-server",
+    "ovn-central", "ovn-host", "openvswitch-switch", "nftables",
+    "libvirt-daemon-system", "libvirt-daemon-driver-qemu", "python3-libvirt", "qemu-system-x86", "qemu-utils",
+    "genisoimage",
+)  # fmt: skip
+"""What the variant `full` has besides."""
+FULL_HOOKS = (
+    'find "$1/etc/systemd/system" -type l | sort > "$1/tmp/units"',
+    'DEBIAN_FRONTEND=noninteractive chroot "$1" apt-get install --yes --quiet=2 --no-install-recommends '
+    + " ".join(FULL_PACKAGES),
+    # what the packages let start by themselves; roles start it when they have configured it
+    'find "$1/etc/systemd/system" -type l | sort | comm -13 "$1/tmp/units" - | xargs --no-run-if-empty rm',
+    'rm -f "$1"/etc/libvirt/qemu/networks/autostart/* "$1/var/lib/rabbitmq/.erlang.cookie"',
+)
+"""How a base tree becomes a full one."""
 KEPT_LINES = 12
 """Lines of a failed program's output that its error quotes."""
 
@@ -64,48 +86,59 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def image_hash() -> str:
+def image_hash(variant: Variant = "base") -> str:
     """Hash of the recipe: release, packages and changes. The day of the bake and the mirror are not in it."""
-    return digest(RELEASE, PACKAGES, NOT_SHIPPED, HOOKS)
+    base = digest(RELEASE, PACKAGES, NOT_SHIPPED, HOOKS)
+    return base if variant == "base" else digest(base, FULL_HOOKS, IDENTITY_HOOK)
 
 
-def base_image(cache: Path, progress: Progress) -> Path:
-    """The unpacked base tree, baked by mmdebstrap from this machine's own apt sources when the cache lacks it.
+def base_image(cache: Path, progress: Progress, variant: Variant = "base") -> Path:
+    """The unpacked tree of a variant, baked by mmdebstrap from this machine's own apt sources when the cache lacks it.
 
     Args:
         cache: directory of the cache; the tree is `images/<hash>` below it.
         progress: takes one short line per step.
+        variant: `full` is made from a copy of `base`, which is baked first.
     Returns:
         The tree. Never write into it: it is the lower layer of running hosts.
     Raises:
         TestbedError: not root, mmdebstrap is missing or failed; the end of its log is quoted.
     """
     cache = cache.absolute()
-    images = cache / "images"
+    base = base_image(cache, progress) if variant == "full" else None
 
     def bake(tree: Path) -> None:
-        progress("baking the base image (about half a minute, once)")
-        log = cache / "logs" / f"image-{image_hash()}.log"
+        progress(f"baking the {variant} image (about half a minute, once)")
+        log = cache / "logs" / f"image-{image_hash(variant)}.log"
         log.parent.mkdir(exist_ok=True)
-        command = contained(bake_command(tree, apt_sources(), apt_acquire_options()))
-        run_logged(command, log, "the bake of the base image", steps(r"^I: (installing|extracting|down).*", progress))
+        command = contained(bake_command(tree, apt_sources(), apt_acquire_options(), base))
+        told = steps(r"^I: (installing|extracting|down).*", progress)
+        run_logged(command, log, f"the bake of the {variant} image", told)
 
-    return made_once(images / image_hash(), bake, "the base image", progress)
+    return made_once(cache / "images" / image_hash(variant), bake, f"the {variant} image", progress)
 
 
-def bake_command(tree: Path, sources: Mapping[str, str], apt_options: Sequence[str]) -> list[str]:
+def bake_command(
+    tree: Path, sources: Mapping[str, str], apt_options: Sequence[str], base: Path | None = None
+) -> list[str]:
     """The mmdebstrap command line that makes `tree`.
 
     Args:
+        tree: where.
         sources: suite -> address of its archive.
         apt_options: apt configuration lines needed to reach the archives; not kept in the tree.
+        base: tree of the variant `base`; given, the variant `full` is made from a copy of it.
     """
-    options = ["--mode=root", "--variant=minbase", "--format=directory", f"--include={','.join(PACKAGES)}"]
-    options += ["--dpkgopt=force-unsafe-io", '--aptopt=Acquire::Languages "none"']
+    options = ["--mode=root", "--format=directory", "--dpkgopt=force-unsafe-io"]
+    options += ['--aptopt=Acquire::Languages "none"', *(f"--aptopt={line}" for line in apt_options)]
     options += [f"--dpkgopt=path-exclude={path}" for path in NOT_SHIPPED]
     options += ["--dpkgopt=path-include=/usr/share/locale/locale.alias"]
-    options += [f"--aptopt={line}" for line in apt_options]
-    options += [f"--customize-hook={hook}" for hook in HOOKS]
+    if base is None:
+        options += ["--variant=minbase", f"--include={','.join(PACKAGES)}"]
+        options += [f"--customize-hook={hook}" for hook in HOOKS]
+    else:  # the copy brings its own apt sources and rules, which are the same, and all that is set up before
+        options += ["--variant=custom", f'--setup-hook=cp -a --reflink=auto {shlex.quote(str(base))}/. "$1"']
+        options += [f"--customize-hook={hook}" for hook in (*FULL_HOOKS, IDENTITY_HOOK, HOOKS[-1])]
     lines = [f"deb {address} {suite} main" for suite, address in sources.items()]
     return ["mmdebstrap", *options, RELEASE, str(tree), *lines]
 

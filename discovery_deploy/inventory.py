@@ -21,8 +21,9 @@ def inventory(experiment: Experiment, lease: Lease, ssh_config: Path, key: Path)
 
     Groups by what hosts are for: `control`, `database`, `bench`, `compute` (what is of these roles runs there, or may
     in another setting). By what runs there in this setting (a group without hosts is left out): `memcached`, one per
-    service (of `nova` also a cell's conductor), `nova_compute`, `rabbitmq`, `site_mariadb`, `ovn`, `open_vswitch`, one
-    of `mariadb` and `galera`. What may run there in another: `prepare_<role>`. And `site_<name>`.
+    service (of `nova` also a cell's conductor), `nova_compute`, `cloud_content` (one host per cloud), `rabbitmq`,
+    `site_mariadb`, `ovn`, `open_vswitch`, one of `mariadb` and `galera`. What may run there in another:
+    `prepare_<role>`. And `site_<name>`.
 
     Args:
         experiment: with the levels of the setting in place.
@@ -60,6 +61,7 @@ def _used(experiment: Experiment) -> dict[str, set[str]]:
     return {
         **used,
         "memcached": set().union(*used.values()),
+        "cloud_content": {instance.at.host for instance in found.clouds()},
         "nova_compute": {compute.at.host for compute in found.computes},
         "open_vswitch": {compute.at.host for compute in found.computes if compute.libvirt},
         "rabbitmq": {broker.at.host for broker in found.brokers},
@@ -80,6 +82,8 @@ def _prepared(experiment: Experiment) -> dict[str, str]:
         found["ovn"] = "control"
     if "nova" in services:
         found |= {"nova_compute": "compute", "open_vswitch": "compute"}
+    if len(services) > 1:
+        found["cloud_content"] = "control"
     return found
 
 

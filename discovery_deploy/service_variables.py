@@ -110,8 +110,12 @@ class ServiceVariables:
         if "glance" in self._services():
             told["glance_store_images"] = []
         if "nova" in self._services():
+            told["nova_compute_guest"] = environments.guest.path if environments.guest else ""
             told["nova_compute_environment"] = environments.openstack.path
             told["nova_compute_password"] = self.secrets.service_password
+        if self.found.clouds():
+            told["cloud_content_password"] = self.secrets.admin_password
+            told["cloud_content_guest"] = environments.guest.path if environments.guest else ""
         if self.found.brokers:
             told["rabbitmq_cookie"] = self.secrets.broker_cookie
         return told
@@ -142,9 +146,26 @@ class ServiceVariables:
             )
         for compute in self.found.computes:
             told.setdefault(compute.at.host, {}).update(self._compute(compute))
-        for host, values in self._ovn():
+        for host, values in (*self._ovn(), *self._contents()):
             told.setdefault(host, {}).update(values)
         return told
+
+    def _contents(self) -> list[tuple[str, dict[str, Any]]]:
+        """For the host that fills each cloud: the first API's, or with regions each API's."""
+        return [
+            (
+                instance.at.host,
+                {
+                    "cloud_content_region": instance.region,
+                    "cloud_content_keystone_url": self.url("keystone", instance.at.site),
+                    "cloud_content_zones": {
+                        site: [name for compute in computes for name in _compute_names(compute)]
+                        for site, computes in self.found.zones(instance).items()
+                    },
+                },
+            )
+            for instance in self.found.clouds()
+        ]
 
     def _ovn(self) -> list[tuple[str, dict[str, Any]]]:
         hosts = {name: compute.at for compute in self.found.computes for name in compute.fakes}
@@ -225,13 +246,17 @@ class ServiceVariables:
             "nova_compute_broker": self.broker(compute.broker),
             "nova_compute_fakes": list(compute.fakes),
             "nova_compute_libvirt": compute.libvirt,
-            "nova_compute_ovn_sb": southbound,
             "nova_compute_overrides": self.experiment.deployment.service_overrides("nova", compute.at.site),
         }
         if compute.libvirt:
             told["open_vswitch_address"] = self.address(compute.at)
             told["open_vswitch_ovn_sb"] = southbound
         return told
+
+
+def _compute_names(compute: Compute) -> tuple[str, ...]:
+    """Nova's `host` of each compute of a host."""
+    return (*compute.fakes, *([compute.at.host] if compute.libvirt else []))
 
 
 def _broker_user(vhost: str) -> str:

@@ -19,10 +19,12 @@ from discovery_deploy.data import data_directory
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.image import Progress, base_image, contained, digest, image_hash, made_once, run_logged
 from discovery_deploy.model import Strict
+from discovery_deploy.seed import Content, seed_script
 
 __all__ = [
     "Environment",
     "base_image",
+    "build_inside",
     "cache_directory",
     "database_hash",
     "database_seed",
@@ -46,10 +48,14 @@ INDEX_VARIABLES = re.compile(
 )
 """Environment variables that say how this machine reaches its package index; builds get them, hosts do not."""
 
+# The few packages that there are as source only are built by the setuptools of the lock, and nothing that is not in it.
 BUILD_ENVIRONMENT = """\
 uv venv --quiet --allow-existing --no-python-downloads --python @python@ "$PREFIX"
-uv pip install --require-hashes --no-build --no-deps --link-mode copy --compile-bytecode \
-    --python "$PREFIX/bin/python" --requirement "$LOCK"
+install() {
+    uv pip install --require-hashes --no-deps --link-mode copy --compile-bytecode --python "$PREFIX/bin/python" "$@"
+}
+install --no-build --requirement "$PREFIX/wheels.txt"
+if [ -s "$PREFIX/sources.txt" ]; then install --no-build-isolation --requirement "$PREFIX/sources.txt"; fi
 find "$PREFIX" -name '*.pyc' -print -quit | grep -q .
 """
 
@@ -68,60 +74,6 @@ echo "I: making Rally's database"
 "$PREFIX/bin/rally" --config-file /run/rally.conf env create --name site --spec /run/spec.json --no-use
 """
 BUILDS = {"openstack": BUILD_ENVIRONMENT, "rally": BUILD_ENVIRONMENT + BUILD_RALLY}
-
-# The seed: an empty Keystone as its own tools make it, without this machine's names and without a usable password. At
-# last it has been a Galera cluster of one, so that its state has a number: members that start from it need no transfer.
-BUILD_DATABASE = r"""
-mkdir -p /run/mysqld /run/keys && chown mysql: /run/mysqld
-# it grants to users at this machine's name, so the machine has none
-unshare --uts sh -ec 'echo localhost > /proc/sys/kernel/hostname
-    mariadb-install-db --user=mysql --datadir=/var/lib/mysql --skip-test-db > /dev/null'
-serve() {
-    # no network: nothing but us can reach it, and its ports are its own
-    unshare --net sh -c 'ip link set lo up; exec "$@"' - mariadbd --no-defaults --user=mysql --datadir=/var/lib/mysql \
-        --socket=/run/mysqld/seed.sock --innodb-fast-shutdown=0 --innodb-log-file-size=48M \
-        --innodb-flush-log-at-trx-commit=0 --innodb-autoextend-increment=1 \
-        --character-set-server=utf8mb3 --collation-server=utf8mb3_general_ci "$@" &
-    server=$!
-    for _ in $(seq 300); do sql -e 'SELECT 1' > /dev/null 2>&1 && return; kill -0 $server; sleep 0.1; done
-    return 1
-}
-sql() { mariadb --socket=/run/mysqld/seed.sock "$@"; }
-end() { mariadb-admin --socket=/run/mysqld/seed.sock shutdown; wait $server; }
-
-echo "I: making Keystone's tables"
-serve --skip-networking
-sql -e "CREATE DATABASE keystone; GRANT ALL ON keystone.* TO seed@localhost IDENTIFIED BY 'seed'"
-head -c 32 /dev/urandom | base64 | tr '+/' '-_' > /run/keys/0
-cat > /run/seed.conf <<END
-[DEFAULT]
-use_stderr = true
-[database]
-connection = mysql+pymysql://seed:seed@localhost/keystone?unix_socket=/run/mysqld/seed.sock
-[fernet_tokens]
-key_repository = /run/keys
-[fernet_receipts]
-key_repository = /run/keys
-[credential]
-key_repository = /run/keys
-END
-"$OPENSTACK/bin/keystone-manage" --config-file /run/seed.conf db_sync
-echo "I: bootstrapping Keystone"
-OS_BOOTSTRAP_PASSWORD=$(head -c 32 /run/keys/0) "$OPENSTACK/bin/keystone-manage" \
-    --config-file /run/seed.conf bootstrap --bootstrap-service-name keystone
-sql keystone -e "UPDATE password SET password_hash = '*'; DROP USER seed@localhost"
-sql -NBe 'SELECT VERSION()' > "$PREFIX/version"
-end
-
-serve --wsrep-on=ON --wsrep-provider=/usr/lib/galera/libgalera_smm.so --wsrep-new-cluster --wsrep-cluster-name=seed \
-    --wsrep-cluster-address=gcomm://127.0.0.1 --wsrep-node-address=127.0.0.1 --bind-address=127.0.0.1 \
-    --binlog-format=ROW
-sql -NBe "SHOW STATUS LIKE 'wsrep_local_state_comment'" | grep -q Synced
-end
-grep -q '^seqno: *[1-9]' /var/lib/mysql/grastate.dat
-rm -f /var/lib/mysql/{ib_buffer_pool,galera.cache,gvwstate.dat,*.err,*.pid}
-cp -a --sparse=always /var/lib/mysql "$PREFIX/datadir"
-"""
 
 
 class Environment(Strict):
@@ -163,23 +115,31 @@ def rally_environment(cache: Path, image: Path, progress: Progress) -> Environme
     return _python_environment(cache, image, "rally", lock_text("rally"), progress)
 
 
-def database_seed(cache: Path, image: Path, openstack: Environment, progress: Progress) -> Environment:
+def database_seed(
+    cache: Path, image: Path, openstack: Environment, content: Content, progress: Progress
+) -> Environment:
     """MariaDB's data directory with the tables of an OpenStack environment, made by its own tools if not cached.
 
     It holds no secret, no address and no name of an experiment: deployment gives it users, a password and endpoints.
     Hosts copy `datadir/` from it, in which every copy is the same state, so that Galera needs no transfer of state.
 
+    Args:
+        cache: directory of the cache.
+        image: base tree of the hosts.
+        openstack: whose tools make the tables.
+        content: which services' tables.
+        progress: takes one short line per step.
     Raises:
         TestbedError: the build failed; the end of its output is quoted.
     """
     cache, image = cache.absolute(), image.absolute()
-    hash_ = database_hash(image.name, openstack.hash)
+    hash_ = database_hash(image.name, openstack.hash, content)
     target = cache / "environments" / f"database-{hash_}"
 
     def build(partial: Path) -> None:
         progress("making the databases' first content")
         variables = {"OPENSTACK": openstack.path, "HOME": "/root"}
-        _build(cache, image, partial, target.name, BUILD_DATABASE, variables, {}, progress)
+        build_inside(cache, image, partial, target.name, seed_script(content), variables, {}, progress)
 
     made_once(target, build, "the databases' first content", progress)
     version = (target / "version").read_text(encoding="utf-8").strip()
@@ -197,9 +157,9 @@ def environment_hash(kind: str, image: str, release: str = "") -> str:
     return digest(RECIPE, kind, image, BUILDS[kind], lock_text(f"{kind}-{release}" if release else kind))
 
 
-def database_hash(image: str, openstack: str) -> str:
+def database_hash(image: str, openstack: str, content: Content) -> str:
     """Hash of the databases' first content, from the hashes of the base image and of the OpenStack environment."""
-    return digest(RECIPE, "database", image, openstack, BUILD_DATABASE)
+    return digest(RECIPE, "database", image, openstack, seed_script(content))
 
 
 def lock_text(name: str) -> str:
@@ -209,6 +169,18 @@ def lock_text(name: str) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise TestbedError(f"there is no lock file {path}", "Ask for a release that has one.") from None
+
+
+def split_lock(text: str) -> tuple[str, str]:
+    """A lock's packages that are installed as wheels, and those that are built from source, as two locks. Pure.
+
+    The latter are those which uv's command in the lock's head excepts from being wheels.
+    """
+    sources = set(re.findall(r"--no-binary (\S+)", re.match(r"(?:#.*\n)*", text)[0]))  # type: ignore[index]
+    parts: tuple[list[str], list[str]] = ([], [])
+    for entry in re.split(r"\n(?=[A-Za-z0-9])", re.sub(r"^\s*#.*\n?", "", text, flags=re.MULTILINE).strip()):
+        parts[entry.partition("==")[0] in sources].append(f"{entry}\n")
+    return "".join(parts[0]), "".join(parts[1])
 
 
 def lock_versions(text: str) -> dict[str, str]:
@@ -226,18 +198,19 @@ def _python_environment(cache: Path, image: Path, kind: str, lock: str, progress
         downloads = cache / "downloads"
         downloads.mkdir(parents=True, exist_ok=True)
         partial.mkdir()
-        (partial / "lock.txt").write_text(lock, encoding="utf-8")
+        wheels, sources = split_lock(lock)
+        for name, text in (("lock.txt", lock), ("wheels.txt", wheels), ("sources.txt", sources)):
+            (partial / name).write_text(text, encoding="utf-8")
         variables = {
             "UV_HTTP_RETRIES": "8",  # a name server that does not answer for some seconds is no reason to stop
             **index_variables(os.environ),
             "UV_CACHE_DIR": "/run/downloads",
             "UV_COMPILE_BYTECODE_TIMEOUT": "600",
             "PYC_INVALIDATION_MODE": "UNCHECKED_HASH",
-            "LOCK": f"{HOST_DIRECTORY / target.name}/lock.txt",
         }
         binds = {uv_program(): Path("/usr/local/bin/uv"), downloads: Path("/run/downloads")}
         script = BUILDS[kind].replace("@python@", HOST_PYTHON)
-        _build(cache, image, partial, target.name, script, variables, binds, progress)
+        build_inside(cache, image, partial, target.name, script, variables, binds, progress)
 
     made_once(target, build, f"the {kind} environment", progress)
     return Environment(name=target.name, hash=hash_, versions=lock_versions(lock))
@@ -297,7 +270,7 @@ def sandbox_script(image: Path, work: str, binds: Mapping[Path, Path], certifica
     return "\n".join(lines) + "\n"
 
 
-def _build(
+def build_inside(
     cache: Path,
     image: Path,
     partial: Path,

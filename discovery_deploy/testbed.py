@@ -159,7 +159,8 @@ class Testbed:
         deployment = experiment.deployment
         key = deployment.model_dump_json()
         if key not in self._inputs:
-            self._inputs[key] = builds.inputs(deployment.release)
+            guests = bool(deployment.computes.libvirt)
+            self._inputs[key] = builds.inputs(deployment.release, deployment.services, guests)
         return self._inputs[key]
 
     def wanted(self, experiment: Experiment) -> dict[Phase, str]:
@@ -242,7 +243,8 @@ class Testbed:
         return report
 
     def _reserve(self, experiment: Experiment) -> str:
-        base = image.base_image(self.cache, self.announce.line)
+        variant = builds.variant(experiment.deployment.services)
+        base = image.base_image(self.cache, self.announce.line, variant)
         key = self.workspace.public_key()
         before = self.workspace.load("lease.json", Lease)
         found = self._strangers() or (before is None and experiment.name in self.provider.experiments())
@@ -263,7 +265,10 @@ class Testbed:
 
     def environments(self, experiment: Experiment) -> builds.Environments:
         """The Python environments of the hosts, built when they are not cached."""
-        return builds.environments(self.cache, experiment.deployment.release, self.announce.line)
+        deployment = experiment.deployment
+        return builds.environments(
+            self.cache, deployment.release, deployment.services, self.announce.line, bool(deployment.computes.libvirt)
+        )
 
     def _playbook(self, name: str, experiment: Experiment, limit_s: float = 900.0) -> ansible.PlaybookResult:
         lease = self.lease

@@ -117,6 +117,8 @@ class Layout(NamedTuple):
     endpoints: tuple[Endpoint, ...]
     serving: dict[tuple[str, str], At]
     """(service, site) -> the instance that serves the site."""
+    separate: bool
+    """Whether each instance of a service is a cloud of its own (regions), or all are one."""
 
     def of(self, service: str) -> tuple[Instance, ...]:
         """Instances of a service, in the order of the sites."""
@@ -126,6 +128,18 @@ class Layout(NamedTuple):
         """The OVN that the Neutron of a site writes to. Raises StopIteration when there is no Neutron."""
         neutron = self.serving["neutron", site]
         return next(central for central in self.ovn if neutron.site in [member.site for member in central.members])
+
+    def clouds(self) -> tuple[Instance, ...]:
+        """The API of each cloud (what shares a Nova, else what shares a Neutron or Glance) that fills it."""
+        service = next((name for name in ("nova", "neutron", "glance") if self.of(name)), None)
+        apis = [instance for instance in self.of(service or "") if instance.has_api]
+        return tuple(apis if self.separate else apis[:1])
+
+    def zones(self, cloud: Instance) -> dict[str, tuple[Compute, ...]]:
+        """Site -> its computes, of the cloud that an API belongs to."""
+        own = [one for one in self.computes if not self.separate or one.nova == cloud.at]
+        sites = dict.fromkeys(one.at.site for one in own)
+        return {site: tuple(one for one in own if one.at.site == site) for site in sites}
 
     def api_site(self, site: str) -> str:
         """Where the API is that a client at a site asks: Nova's when it is deployed, else Keystone's."""
@@ -340,6 +354,7 @@ class _Plan:
                 for service in self.services
             ),
             serving=self.serving,
+            separate=self.regions,
         )
 
 

@@ -96,6 +96,10 @@ class EnvironmentsInterface(Protocol):
     def database(self) -> Built:
         """The databases' first content."""
 
+    @property
+    def guest(self) -> Built | None:
+        """The guest of virtual machines; None where there are none."""
+
 
 class Variables(Strict):
     """Variables for Ansible. They hold secrets: only files of mode 0600 may hold them."""

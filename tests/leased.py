@@ -34,6 +34,7 @@ ENVIRONMENTS = Environments(
     openstack=Environment(name="openstack-aa", hash="aa", versions={"keystone": "27.0.0"}),
     rally=Environment(name="rally-bb", hash="bb", versions={"rally": "5.1.1"}),
     database=Environment(name="database-cc", hash="cc", versions={"mariadb": "10.11"}),
+    guest=Environment(name="guest-dd", hash="dd", versions={"linux": "6.1"}),
 )
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import json
+import re
 import uuid
 
 NAMESPACE = uuid.UUID("6f0d6c2e-3f0c-5c0e-9a43-4f0c7a1d2b11")
@@ -63,6 +67,93 @@ def primary_view(members: list[dict], cluster: str, host: str) -> str:
     return "\n".join([*lines, "#vwend"]) + "\n"
 
 
+def rabbitmq_definitions(accounts: list[dict[str, str]]) -> str:
+    """RabbitMQ's definitions (JSON) of virtual hosts and users, from vhost, user and password of each account.
+
+    Passwords stand in it as RabbitMQ keeps them, salted and hashed; the salt is made from the account, so that equal
+    accounts give an equal text.
+    """
+    passwords = {account["user"]: account["password"] for account in accounts}
+    users = [
+        {
+            "name": user,
+            "password_hash": _rabbitmq_hash(user, password),
+            "hashing_algorithm": "rabbit_password_hashing_sha256",
+            "tags": [],
+        }
+        for user, password in sorted(passwords.items())
+    ]
+    everything = {"configure": ".*", "write": ".*", "read": ".*"}
+    permissions = sorted({(account["vhost"], account["user"]) for account in accounts})
+    definitions = {
+        "vhosts": [{"name": vhost} for vhost in sorted({vhost for vhost, _ in permissions})],
+        "users": users,
+        "permissions": [{"vhost": vhost, "user": user, **everything} for vhost, user in permissions],
+    }
+    return json.dumps(definitions, indent=1, sort_keys=True) + "\n"
+
+
+def _rabbitmq_hash(user: str, password: str) -> str:
+    salt = hashlib.sha256(f"{user}/{password}".encode()).digest()[:4]
+    return base64.b64encode(salt + hashlib.sha256(salt + password.encode()).digest()).decode()
+
+
+def with_overrides(text: str, overrides: dict[str, dict[str, object]]) -> str:
+    """A configuration (INI) with options put over it; comments and order stay.
+
+    Args:
+        text: what the role's template gave.
+        overrides: section -> option -> value. An option that is there is replaced where it is, another is put at the
+            end of its section, and a new section at the end of the file.
+    """
+    sections = _sections(text)
+    for section, options in overrides.items():
+        place = next((lines for name, lines in sections if name == section), None)
+        if place is None:
+            place = [f"[{section}]"]
+            sections[-1][1].append("")
+            sections.append((section, place))
+        for option, value in options.items():
+            _put(place, option, f"{option} = {_ini_value(value)}")
+    return "\n".join(line for _, lines in sections for line in lines).rstrip("\n") + "\n"
+
+
+def _sections(text: str) -> list[tuple[str, list[str]]]:
+    """(name, lines with its heading) of each section in order; the first has no name and no heading."""
+    sections: list[tuple[str, list[str]]] = [("", [])]
+    for line in text.rstrip("\n").split("\n"):
+        heading = re.match(r"\[([^\]]+)\]\s*$", line)
+        if heading:
+            sections.append((heading[1], []))
+        sections[-1][1].append(line)
+    return sections
+
+
+def _put(lines: list[str], option: str, line: str) -> None:
+    """Set an option among the lines of a section; an option that stood there several times stands there once then."""
+    found = [number for number, old in enumerate(lines) if re.match(rf"{re.escape(option)}\s*[=:]", old)]
+    if found:
+        for number in reversed(found):
+            del lines[number]
+            while number < len(lines) and re.match(r"\s+\S", lines[number]):  # the value's further lines
+                del lines[number]
+        lines.insert(found[0], line)
+        return
+    end = len(lines)
+    while end and not lines[end - 1].strip():
+        end -= 1
+    lines.insert(end, line)
+
+
+def _ini_value(value: object) -> str:
+    """A value as oslo.config reads it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list | tuple):
+        return ",".join(_ini_value(item) for item in value)
+    return "" if value is None else str(value)
+
+
 class FilterModule:
     """What Ansible asks for."""
 
@@ -73,4 +164,6 @@ class FilterModule:
             "key_files": key_files,
             "next_after": next_after,
             "primary_view": primary_view,
+            "rabbitmq_definitions": rabbitmq_definitions,
+            "with_overrides": with_overrides,
         }

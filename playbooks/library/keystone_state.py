@@ -1,4 +1,4 @@
-"""Ansible module: an empty Keystone becomes this experiment's: the administrator's password, regions, endpoints."""
+"""Ansible module: an empty Keystone becomes this experiment's: passwords, regions, endpoints, services' users."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 DOCUMENTATION = """
 module: keystone_state
-short_description: The administrator's password, and a region with endpoints for each site
+short_description: The administrator's password, a region for each site, endpoints, and the services' own users
 description:
   - Runs once for all sites, by Keystone's own Python, in one transaction over Keystone's own database connection, so
     that it works before any Keystone does and costs one process for any number of sites.
@@ -18,9 +18,12 @@ options:
   database: {description: URL of Keystone's database., type: str, required: true}
   admin_password: {description: Password of the user admin., type: str, required: true}
   urls: {description: Site (which is its region's name) -> URL of its Keystone., type: dict, required: true}
+  endpoints: {description: "region, service, type and url of services.", type: list, elements: dict, default: []}
+  service_users: {description: Users in the project service., type: list, elements: str, default: []}
+  service_password: {description: Their password., type: str, default: ''}
 """
 PROGRAM = r"""
-import json, sys, uuid
+import datetime, json, sys, uuid
 from urllib.parse import unquote, urlsplit
 import bcrypt, pymysql
 
@@ -41,25 +44,41 @@ def is_password(text, hashed):
     except ValueError:
         return False
 
-with connection, connection.cursor() as cursor:
+def new_hash(text):
+    return bcrypt.hashpw(text.encode(), bcrypt.gensalt(12)).decode()
+
+def identity(table, **known):
+    cursor.execute(f"SELECT id FROM {table} WHERE " + " AND ".join(f"{name} = %s" for name in known),
+                   tuple(known.values()))
+    found = cursor.fetchone()
+    return found[0] if found else None
+
+def insert(what, table, **columns):
+    names = ", ".join(columns)
+    change(what, f"INSERT INTO {table} ({names}) VALUES ({', '.join(['%s'] * len(columns))})", *columns.values())
+
+def set_administrator():
     cursor.execute("SELECT p.id, p.password_hash FROM password p JOIN local_user u ON p.local_user_id = u.id"
                    " WHERE u.name = 'admin' AND u.domain_id = 'default' ORDER BY p.created_at_int DESC LIMIT 1")
     row, hashed = cursor.fetchone()
     if not is_password(asked["admin_password"], hashed or ""):
-        new = bcrypt.hashpw(asked["admin_password"].encode(), bcrypt.gensalt(12)).decode()
-        change("password", "UPDATE password SET password_hash = %s WHERE id = %s", new, row)
-    cursor.execute("SELECT id FROM service WHERE type = 'identity'")
-    found = cursor.fetchone()
-    service = found[0] if found else uuid.uuid4().hex
-    if not found:
-        change("service", "INSERT INTO service (id, type, enabled, extra) VALUES (%s, 'identity', 1, %s)",
-               service, json.dumps({"name": "keystone"}))
+        change("password", "UPDATE password SET password_hash = %s WHERE id = %s",
+               new_hash(asked["admin_password"]), row)
+
+def set_regions(wanted):
     cursor.execute("SELECT id FROM region")
-    regions = {name for (name,) in cursor}
-    for name in sorted(set(asked["urls"]) - regions):
-        change(name, "INSERT INTO region (id, description, extra) VALUES (%s, '', '{}')", name)
-    wanted = {(name, interface): address for name, address in asked["urls"].items()
-              for interface in ("public", "internal", "admin")}
+    present = {name for (name,) in cursor}
+    for name in sorted(wanted - present):
+        insert(name, "region", id=name, description="", extra="{}")
+    return present - wanted
+
+# wanted: (region, interface) -> url
+def set_endpoints(service_name, service_type, wanted):
+    service = identity("service", type=service_type)
+    if service is None:
+        service = uuid.uuid4().hex
+        insert(service_name, "service", id=service, type=service_type, enabled=1,
+               extra=json.dumps({"name": service_name}))
     cursor.execute("SELECT id, region_id, interface, url FROM endpoint WHERE service_id = %s", (service,))
     present = {(region, interface): (row, address) for row, region, interface, address in cursor.fetchall()}
     for key, (row, address) in sorted(present.items()):
@@ -67,9 +86,67 @@ with connection, connection.cursor() as cursor:
             change(key[0], "DELETE FROM endpoint WHERE id = %s", row)
     for key, address in sorted(wanted.items()):
         if present.get(key, (None, None))[1] != address:
-            change(key[0], "INSERT INTO endpoint (id, interface, service_id, url, extra, enabled, region_id)"
-                   " VALUES (%s, %s, %s, %s, '{}', 1, %s)", uuid.uuid4().hex, key[1], service, address, key[0])
-    for name in sorted(regions - set(asked["urls"])):
+            insert(key[0], "endpoint", id=uuid.uuid4().hex, interface=key[1], service_id=service, url=address,
+                   extra="{}", enabled=1, region_id=key[0])
+
+def set_service_user(name, project, roles):
+    user = identity("local_user", name=name, domain_id="default")
+    if user is None:
+        row = uuid.uuid4().hex
+        insert(name, "user", id=row, extra="{}", enabled=1, default_project_id=project, domain_id="default",
+               created_at=now)
+        insert(name, "local_user", user_id=row, domain_id="default", name=name)
+        insert(name, "password", local_user_id=cursor.lastrowid, self_service=0, password_hash=service_hash(),
+               created_at=now, created_at_int=int(now.timestamp() * 1000000))
+    else:
+        cursor.execute("SELECT p.id, p.password_hash FROM password p WHERE p.local_user_id = %s"
+                       " ORDER BY p.created_at_int DESC LIMIT 1", (user,))
+        password, hashed = cursor.fetchone()
+        if hashed != known_hash.get("hash") and not is_password(asked["service_password"], hashed or ""):
+            change(name, "UPDATE password SET password_hash = %s WHERE id = %s", service_hash(), password)
+        else:
+            known_hash["hash"] = hashed
+        cursor.execute("SELECT user_id FROM local_user WHERE id = %s", (user,))
+        (row,) = cursor.fetchone()
+    for role in roles:
+        cursor.execute("SELECT 1 FROM assignment WHERE type = 'UserProject' AND actor_id = %s AND target_id = %s"
+                       " AND role_id = %s", (row, project, role))
+        if not cursor.fetchone():
+            insert(name, "assignment", type="UserProject", actor_id=row, target_id=project, role_id=role, inherited=0)
+
+# one hash for all services' users, since they have one password and hashing takes a third of a second
+known_hash = {}
+
+def service_hash():
+    if "hash" not in known_hash:
+        known_hash["hash"] = new_hash(asked["service_password"])
+    return known_hash["hash"]
+
+def set_service_users():
+    project = identity("project", name="service", domain_id="default")
+    if project is None:
+        project = uuid.uuid4().hex
+        insert("service", "project", id=project, name="service", extra="{}", description="", enabled=1,
+               domain_id="default", parent_id="default", is_domain=0)
+    roles = [identity("role", name=name) for name in ("admin", "service")]
+    for name in asked["service_users"]:
+        set_service_user(name, project, roles)
+
+KEYSTONE = {("keystone", "identity")}
+INTERFACES = ("public", "internal", "admin")
+now = datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0)
+with connection, connection.cursor() as cursor:
+    set_administrator()
+    unwanted = set_regions(set(asked["urls"]) | {endpoint["region"] for endpoint in asked["endpoints"]})
+    set_endpoints("keystone", "identity",
+                  {(name, interface): url for name, url in asked["urls"].items() for interface in INTERFACES})
+    for name, type_ in sorted({(endpoint["service"], endpoint["type"]) for endpoint in asked["endpoints"]} - KEYSTONE):
+        set_endpoints(name, type_, {(endpoint["region"], interface): endpoint["url"]
+                                    for endpoint in asked["endpoints"] if endpoint["type"] == type_
+                                    for interface in INTERFACES})
+    if asked["service_users"]:
+        set_service_users()
+    for name in sorted(unwanted):
         change(name, "DELETE FROM region WHERE id = %s", name)
     connection.commit()
 print(json.dumps(changes))
@@ -78,15 +155,19 @@ print(json.dumps(changes))
 
 def main() -> None:
     """Run the program; `changes` says what was not as wanted."""
+    parts = {name: {"type": "str", "required": True} for name in ("region", "service", "type", "url")}
     module = AnsibleModule(
         argument_spec={
             "environment_directory": {"type": "path", "required": True},
             "database": {"type": "str", "required": True, "no_log": True},
             "admin_password": {"type": "str", "required": True, "no_log": True},
             "urls": {"type": "dict", "required": True},
+            "endpoints": {"type": "list", "elements": "dict", "default": [], "options": parts},
+            "service_users": {"type": "list", "elements": "str", "default": []},
+            "service_password": {"type": "str", "default": "", "no_log": True},
         }
     )
-    asked = {name: module.params[name] for name in ("database", "admin_password", "urls")}
+    asked = {name: value for name, value in module.params.items() if name != "environment_directory"}
     python = f"{module.params['environment_directory']}/bin/python"
     done = subprocess.run(
         [python, "-c", PROGRAM], input=json.dumps(asked), capture_output=True, text=True, timeout=300, check=False

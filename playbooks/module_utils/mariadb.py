@@ -5,15 +5,30 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
+from typing import NamedTuple
 
-UNIT = "mariadb.service"
-DATA = Path("/var/lib/mysql")
 USER = "mysql"
 SEEDED = "discovery-deploy.seed"
 """In the data directory: which seed it came from. Written with the data, so data with this file are whole."""
 
 WHOLE = "discovery-deploy.whole"
 """In the data directory of a Galera member: it has been part of the complete cluster."""
+
+
+class Server(NamedTuple):
+    """A server of a host, which may have two: the one that holds shared state, and its site's own."""
+
+    unit: str
+    data: Path
+    socket: str
+
+
+SERVERS = {
+    "mariadb": Server("mariadb.service", Path("/var/lib/mysql"), "/run/mysqld/mysqld.sock"),
+    "site-mariadb": Server("site-mariadb.service", Path("/var/lib/site-mariadb"), "/run/site-mariadb/mysqld.sock"),
+}
+SHARED = SERVERS["mariadb"]
+UNIT, DATA = SHARED.unit, SHARED.data
 
 
 class ServerError(Exception):
@@ -28,28 +43,30 @@ def run(*command: str, stdin: str = "") -> str:
     return done.stdout
 
 
-def sql(statements: str) -> str:
+def sql(statements: str, server: Server = SHARED) -> str:
     """What the server answers to root on its socket. Raises ServerError."""
-    return run("mariadb", "--batch", "--skip-column-names", "--connect-timeout=5", stdin=statements)
+    options = ("--batch", "--skip-column-names", "--connect-timeout=5", f"--socket={server.socket}")
+    return run("mariadb", *options, stdin=statements)
 
 
-def is_active() -> bool:
+def is_active(server: Server = SHARED) -> bool:
     """Whether the unit runs or is on its way."""
-    state = run("systemctl", "show", "--property=ActiveState", "--value", UNIT).strip()
+    state = run("systemctl", "show", "--property=ActiveState", "--value", server.unit).strip()
     return state in ("active", "activating", "reloading")
 
 
-def stop(kill: bool = False) -> None:
+def stop(kill: bool = False, server: Server = SHARED) -> None:
     """The unit at rest, also from a state that systemd calls failed. Raises ServerError.
 
     Args:
         kill: at once, because its data are thrown away (a Galera member that waits for others stops slowly).
+        server: whose unit.
     """
-    if kill and is_active():
-        run("systemctl", "kill", "--kill-who=all", "--signal=KILL", UNIT)
-    run("systemctl", "stop", UNIT)
-    if run("systemctl", "show", "--property=ActiveState", "--value", UNIT).strip() == "failed":
-        run("systemctl", "reset-failed", UNIT)
+    if kill and is_active(server):
+        run("systemctl", "kill", "--kill-who=all", "--signal=KILL", server.unit)
+    run("systemctl", "stop", server.unit)
+    if run("systemctl", "show", "--property=ActiveState", "--value", server.unit).strip() == "failed":
+        run("systemctl", "reset-failed", server.unit)
 
 
 def seed_of(data: Path = DATA) -> str:

@@ -14,6 +14,7 @@ from discovery_deploy.data import data_directory
 from tests.leased import ALL, ENVIRONMENTS, GALERA, MARIADB, SECRETS, TOPOLOGIES, experiment, lease
 
 ROLES = data_directory("playbooks") / "roles"
+FILTERS = ROLES.parent / "filter_plugins/discovery.py"
 NAMES = sorted(path.name for path in ROLES.iterdir())
 VERBS = ("precheck", "install", "deploy", "collect", "destroy")
 DEPLOYMENTS: dict[str, dict[str, Any]] = {
@@ -118,12 +119,13 @@ def test_a_role_reads_no_variable_that_it_does_not_declare(role: str) -> None:
         templates = re.findall(r"'([^']+\.j2)'", text)
         for template in templates:
             place = path.parent / template if "/" in template else ROLES / role / "templates" / template
-            text += (ROLES / "mariadb/templates" / Path(template).name if "/" in template else place).read_text()
+            place = ROLES / "mariadb/templates" / Path(template).name if "/" in template else place
+            text += " ".join(re.findall(r"{[{%].*?[%}]}", place.read_text(), re.DOTALL))
         local = set(re.findall(r"^\s+(?:register: )?(\w+?)(?::|$)", text, re.MULTILINE))
         local |= set(re.findall(r"register: (\w+)", text))
         used = set(re.findall(rf"\b(?:{prefixes})_[a-z_]+\b", re.sub(r"^\s*[\w-]+:$", "", text, flags=re.MULTILINE)))
         modules = {module.stem for module in (ROLES.parent / "library").glob("*.py")}
-        filters = {"galera_plan"}
+        filters = set(re.findall(r'^ +"(\w+)": \w+,$', FILTERS.read_text(), re.MULTILINE))
         assert used - local - modules - filters - set(options[path.stem]) == set(), path
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from discovery_deploy import builds, stack
 from discovery_deploy.builds import Environments
+from discovery_deploy.seed import DATABASES
 
 pytestmark = pytest.mark.integration
 RELEASE = "2025.1"
@@ -23,8 +24,18 @@ def image() -> Path:
 
 
 @pytest.fixture(scope="module")
+def full() -> Path:
+    return stack.base_image(stack.cache_directory(), print, "full")
+
+
+@pytest.fixture(scope="module")
 def built() -> Environments:
-    return builds.environments(stack.cache_directory(), RELEASE, print)
+    return builds.environments(stack.cache_directory(), RELEASE, ("keystone",), print)
+
+
+@pytest.fixture(scope="module")
+def whole() -> Environments:
+    return builds.environments(stack.cache_directory(), RELEASE, ("keystone", "placement"), print)
 
 
 def directory(environment: stack.Environment) -> Path:
@@ -48,6 +59,27 @@ def test_the_image_may_reboot_and_starts_no_service_by_itself(image: Path) -> No
     assert not wanted & {"mariadb.service", "memcached.service"}
 
 
+def test_the_full_image_is_the_base_with_more_and_starts_nothing_more(image: Path, full: Path) -> None:
+    for name in (
+        "rabbitmq-server",
+        "ovs-vsctl",
+        "ovn-northd",
+        "libvirtd",
+        "qemu-system-x86_64",
+        "qemu-img",
+        "erl_call",
+    ):
+        assert any((full / place / name).exists() for place in ("usr/sbin", "usr/bin")), name
+    enabled = [
+        sorted(str(path.relative_to(tree)) for path in (tree / "etc/systemd/system").rglob("*") if path.is_symlink())
+        for tree in (image, full)
+    ]
+    assert enabled[0] == enabled[1]
+    assert list((full / "etc/libvirt/qemu/networks/autostart").iterdir()) == []
+    assert not (full / "var/lib/rabbitmq/.erlang.cookie").exists()
+    test_the_image_has_no_identity_and_no_way_of_this_machine(full)
+
+
 def test_environments_are_run_by_the_hosts_python_and_never_compile_again(built: Environments) -> None:
     for environment in (built.openstack, built.rally):
         place = directory(environment)
@@ -66,6 +98,7 @@ def test_what_hosts_see_is_what_the_lock_says(built: Environments) -> None:
     }
     assert f"keystone-{built.openstack.versions['keystone']}.dist-info" in installed
     assert len(installed) == len(built.openstack.versions)
+    assert {f"{name}-{built.openstack.versions[name]}.dist-info" for name in ("nova", "ovs")} <= installed
 
 
 def test_the_databases_first_content_holds_no_password_and_no_endpoint(built: Environments) -> None:
@@ -73,6 +106,23 @@ def test_the_databases_first_content_holds_no_password_and_no_endpoint(built: En
     assert b"$2b$" not in (datadir / "keystone/password.ibd").read_bytes()
     assert b"http" not in (datadir / "keystone/endpoint.ibd").read_bytes()
     assert "seqno:   1" in (datadir / "grastate.dat").read_text()
+
+
+def test_the_whole_first_content_has_all_tables_and_no_cell(built: Environments, whole: Environments) -> None:
+    assert whole.database.name != built.database.name
+    assert whole.openstack == built.openstack
+    datadir = directory(whole.database) / "datadir"
+    tables = {name: {path.stem for path in (datadir / name).glob("*.ibd")} for name in DATABASES["all"]}
+    assert {"images", "image_locations"} <= tables["glance"]
+    assert {"ports", "ovn_hash_ring", "ovn_revision_numbers"} <= tables["neutron"]
+    assert {"resource_providers", "traits"} <= tables["placement"]
+    assert {"cell_mappings", "host_mappings", "flavors"} <= tables["nova_api"]
+    assert "instances" in tables["nova"]
+    assert tables["nova"] == tables["nova_cell0"]
+    assert b"HW_CPU_X86_AVX2" in (datadir / "placement/traits.ibd").read_bytes()
+    assert b"mysql" not in (datadir / "nova_api/cell_mappings.ibd").read_bytes()
+    test_the_databases_first_content_knows_no_host(whole)
+    test_the_databases_first_content_holds_no_password_and_no_endpoint(whole)
 
 
 def test_the_databases_first_content_knows_no_host(built: Environments) -> None:
@@ -84,7 +134,7 @@ def test_the_databases_first_content_knows_no_host(built: Environments) -> None:
 def test_a_second_call_needs_no_network_and_no_time(built: Environments) -> None:
     program = (
         "from discovery_deploy import builds, stack\n"
-        f"print(builds.environments(stack.cache_directory(), {RELEASE!r}, print).database.name)\n"
+        f"print(builds.environments(stack.cache_directory(), {RELEASE!r}, ('keystone',), print).database.name)\n"
     )
     command = ["unshare", "--net", sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)

@@ -18,8 +18,8 @@ LAYERS = (
     "__init__ data deployment_mistakes errors references services units",
     "deployment model strict",
     "campaign campaign_mistakes config documents fields mistakes schema wording"
-    " crossings inventory rally records report service_variables stats topology variables wan wan_readback",
-    "ansible bench cgroups clients containers image machine measure nspawn probe"
+    " crossings inventory rally records report seed service_variables stats topology variables wan wan_readback",
+    "ansible bench cgroups clients containers guest image machine measure nspawn probe"
     " provenance providers remote site_networks stack wan_router wan_uml workspace",
     "builds cache commands doctor driver opening phases progress testbed",
     "__main__ cli",

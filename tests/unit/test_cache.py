@@ -11,6 +11,7 @@ import pytest
 
 from discovery_deploy import builds, cache, image, machine
 from discovery_deploy.errors import TestbedError
+from discovery_deploy.services import SERVICES
 
 
 @pytest.fixture
@@ -91,12 +92,14 @@ def test_an_empty_cache_is_no_mistake(tmp_path: Path, place: Path) -> None:
 
 def test_this_version_s_things_are_those_that_it_would_build() -> None:
     names = builds.current()
-    inputs = builds.inputs("2025.1")
-    openstack, database = inputs.openstack.split("-")
-    assert names == {
-        *(f"images/{inputs.image}", f"environments/rally-{inputs.rally}"),
-        *(f"environments/openstack-{openstack}", f"environments/database-{database}"),
-    }
+    for services in (["keystone"], list(SERVICES)):
+        inputs = builds.inputs("2025.1", services)
+        openstack, database = inputs.openstack.split("-")[:2]
+        assert names >= {
+            *(f"images/{inputs.image}", f"environments/rally-{inputs.rally}"),
+            *(f"environments/openstack-{openstack}", f"environments/database-{database}"),
+        }
+    assert len(names) == 7  # and the guest: nothing else is kept
 
 
 def test_two_builds_go_side_by_side() -> None:

@@ -55,6 +55,17 @@ def test_the_hash_is_that_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None
     assert image.image_hash() != before
 
 
+def test_the_full_image_is_made_from_the_base_and_its_hash_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = image.bake_command(Path("/c/t"), image.SUITES, [], Path("/c/images/a b"))
+    assert "--variant=custom" in command
+    assert """--setup-hook=cp -a --reflink=auto '/c/images/a b'/. "$1\"""" in command
+    assert not any(word.startswith("--include") for word in command)
+    before = image.image_hash("full")
+    assert before not in (image.image_hash(), image.image_hash("base"))
+    monkeypatch.setattr(image, "PACKAGES", (*image.PACKAGES, "etcd-server"))
+    assert image.image_hash("full") != before
+
+
 def test_what_is_there_is_not_made_again(tmp_path: Path) -> None:
     target = tmp_path / "images" / "abc"
 

@@ -73,7 +73,7 @@ def test_every_role_on_a_host_gets_all_its_variables(topology: str, backend: dic
         "glance": f"{common} database store_images",
         "neutron": f"{common} database broker ovn_nb ovn_sb",
         "nova": f"{common} processes database api_database cell0_database broker cells",
-        "nova_compute": "environment address keystone_url region password broker fakes libvirt ovn_sb overrides",
+        "nova_compute": "environment address keystone_url region password broker fakes libvirt overrides guest",
         "rabbitmq": "address members cookie accounts",
         "site_mariadb": "seed address port max_connections databases",
         "ovn": "address members chassis",

@@ -39,6 +39,28 @@ def test_versions_are_read_with_and_without_markers() -> None:
     assert stack.lock_versions(text) == {"alembic": "1.15.2", "async-timeout": "5.0.1"}
 
 
+def test_a_lock_says_itself_what_is_built_from_source() -> None:
+    text = (
+        "# made by\n#    uv pip compile --only-binary :all: --no-binary ovs x.in\n"
+        "a==1 \\\n    --hash=sha256:00\n    # via\n    #   ovs\n"
+        "ovs==3.5.0 \\\n    --hash=sha256:11\nz==2 \\\n    --hash=sha256:22\n"
+    )
+    assert stack.split_lock(text) == (
+        "a==1 \\\n    --hash=sha256:00\nz==2 \\\n    --hash=sha256:22\n",
+        "ovs==3.5.0 \\\n    --hash=sha256:11\n",
+    )
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_package_of_a_lock_is_installed_once(name: str) -> None:
+    text = stack.lock_text(name)
+    wheels, sources = (stack.lock_versions(part) for part in stack.split_lock(text))
+    assert not set(wheels) & set(sources)
+    assert wheels | sources == stack.lock_versions(text)
+    assert len(sources) < 6
+    assert not sources or "setuptools" in wheels
+
+
 def test_a_release_without_a_lock_is_refused_by_name() -> None:
     with pytest.raises(TestbedError, match=r"openstack-1999\.1\.txt"):
         stack.lock_text("openstack-1999.1")
@@ -49,7 +71,8 @@ def test_names_depend_on_image_and_lock() -> None:
     assert first == stack.environment_hash("openstack", "image-a", "2025.1")
     others = {stack.environment_hash("openstack", "image-b", "2025.1"), stack.environment_hash("rally", "image-a")}
     assert len(others | {first}) == 3
-    assert stack.database_hash("image-a", "x") != stack.database_hash("image-a", "y")
+    assert stack.database_hash("image-a", "x", "all") != stack.database_hash("image-a", "y", "all")
+    assert stack.database_hash("image-a", "x", "all") != stack.database_hash("image-a", "x", "keystone")
 
 
 def test_an_environment_has_the_same_path_everywhere() -> None:

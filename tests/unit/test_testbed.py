@@ -108,7 +108,7 @@ class Machines:
 
 @pytest.fixture(autouse=True)
 def _no_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(image, "base_image", lambda cache, progress: tmp_path)
+    monkeypatch.setattr(image, "base_image", lambda cache, progress, variant="base": tmp_path)
     monkeypatch.setattr("discovery_deploy.testbed.CONTROL_SOCKETS", tmp_path / "sockets")
 
 

@@ -1,0 +1,49 @@
+"""Ansible module: whether a site's Neutron answers and sees OVN."""
+
+from __future__ import annotations
+
+from ansible.module_utils import cloud
+from ansible.module_utils.basic import AnsibleModule
+
+DOCUMENTATION = """
+module: neutron_check
+short_description: A Neutron answers with what is in its database, and with what OVN says
+options:
+  host: {description: Its host., type: str, required: true}
+  url: {description: Of Neutron., type: str, required: true}
+  keystone_url: {description: Of a Keystone., type: str, required: true}
+  password: {description: Of the user neutron., type: str, required: true}
+  limit_s: {description: Seconds until it is given up., type: int, default: 180}
+"""
+
+
+def check(url: str, keystone_url: str, password: str) -> dict[str, int]:
+    """How many networks it has and how many chassis it sees. Raises cloud.CloudError."""
+    token, _ = cloud.authenticate(keystone_url, "neutron", password)
+    networks = cloud.request("GET", f"{url}/v2.0/networks?fields=id", token)[1]["networks"]
+    agents = cloud.request("GET", f"{url}/v2.0/agents", token)[1]["agents"]
+    return {"networks": len(networks), "chassis": len([agent for agent in agents if "OVN" in agent["agent_type"]])}
+
+
+def main() -> None:
+    """Check, until it is well or the time is over."""
+    texts = {name: {"type": "str", "required": True} for name in ("host", "url", "keystone_url")}
+    module = AnsibleModule(
+        argument_spec={
+            **texts,
+            "password": {"type": "str", "required": True, "no_log": True},
+            "limit_s": {"type": "int", "default": 180},
+        }
+    )
+    values = module.params
+    asked = (values["url"], values["keystone_url"], values["password"])
+    try:
+        module.exit_json(changed=False, seen=cloud.keep_trying(lambda: check(*asked), values["limit_s"]))
+    except (cloud.CloudError, KeyError) as error:
+        state = module.run_command(["systemctl", "is-active", "neutron.service"])[1].strip()
+        log = module.run_command(["journalctl", "-u", "neutron.service", "-n", "8", "-o", "cat", "--no-pager"])[1]
+        module.fail_json(msg=f"Neutron on {values['host']} ({state}): {error}", stderr=log)
+
+
+if __name__ == "__main__":
+    main()
