@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from discovery_deploy import campaign, mistakes
@@ -25,6 +26,10 @@ class TaskTemplate(Protocol):
     @property
     def arguments(self) -> Mapping[str, Any]:
         """Arguments that it declares; each may have a `default`, whose type is then that of every value."""
+
+    @property
+    def services(self) -> Sequence[str]:
+        """Services without which it cannot run."""
 
 
 def find(data: Any, tasks: Mapping[str, TaskTemplate] | None) -> list[Mistake]:
@@ -57,11 +62,28 @@ def _scenario_mistakes(data: Any, tasks: Mapping[str, TaskTemplate]) -> Iterator
         if template is None:
             yield Mistake((*place, "task"), f'no task "{name}"; {_hint(name, tasks)}')
             continue
+        lacking = _lacking(template, data)
+        if lacking:
+            yield Mistake((*place, "task"), f"{name} needs {lacking}, which deployment.services lacks")
         given = scenario.get("args")
         for argument, value in given.items() if isinstance(given, dict) else ():
             problem = _argument_problem(argument, value, template.arguments)
             if problem:
                 yield Mistake((*place, "args", argument), f"{name} {problem}")
+
+
+def _lacking(template: TaskTemplate, data: Any) -> str:
+    """Services that a task needs and no setting has; "" for none, and where the services are themselves wrong."""
+    deployment = data.get("deployment")
+    services = deployment.get("services", ["keystone"]) if isinstance(deployment, dict) else None
+    if not isinstance(services, list):
+        return ""
+    known = {service for service in services if isinstance(service, str)}
+    for _, factor in _items(data, "factors"):
+        path, levels = str(factor.get("path")), factor.get("levels")
+        if path.startswith("deployment.services"):
+            known |= set(re.findall("[a-z]+", json.dumps(levels, default=str)))
+    return ", ".join(service for service in template.services if service not in known)
 
 
 def _argument_problem(argument: str, value: Any, declared: Mapping[str, Any]) -> str | None:

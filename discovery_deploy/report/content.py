@@ -131,10 +131,11 @@ def settings(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
                 "database": text.names(place.database_sites),
                 "database_rtt": text.milliseconds(place.database_rtt_s),
                 "commit_rtt": text.milliseconds(place.commit_rtt_s) if len(place.database_sites) > 1 else text.NONE,
-                "beside": place.beside_only_database,
+                "beside": place.beside_only_database and run.asks_keystone_alone,
                 "valid": 0,
                 "runs": 0,
             })  # fmt: skip
+            entry["beside"] &= run.says_nothing_of_the_wan(place)
             entry["runs"] += 1
             entry["valid"] += run.valid
     return list(found.values())
@@ -281,7 +282,7 @@ def counted(fit: Fit, experiment: Experiment, runs: Sequence[RunRecord], templat
     chosen = steps if fit.atomic_action == TOTAL else [step for step in steps if step.name == fit.atomic_action]
     caches = {cache_of(experiment, run.setting) for run in runs if delay_group(run.setting)[1] == fit.group}
     if fit.against == "commit":
-        values = [step.write_commits for step in chosen]
+        values = [step.write_commits for step in chosen if step.write_commits is not None]
     else:
         requests = [step.database_requests for step in chosen]
         values = [known[cache] for known in requests for cache in caches if cache in known]

@@ -113,9 +113,16 @@ def size(octets: int) -> str:
     return f"{octets / 1e3:.1f} kB" if octets < 1e6 else f"{octets / 1e6:.1f} MB"
 
 
+_AGAINST = {
+    "database": "RTT to the database",
+    "commit": "RTT that a commit waits for",
+    "sites": "Largest RTT between two sites",
+}
+
+
 def against(fit: Fit) -> str:
     """The abscissa of a fit in words."""
-    return "RTT to the database" if fit.against == "database" else "RTT that a commit waits for"
+    return _AGAINST[fit.against]
 
 
 def levels(fit: Fit) -> str:

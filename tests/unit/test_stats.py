@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from discovery_deploy import rally, stats
+from discovery_deploy import rally, rtts, stats
 from discovery_deploy.records import RunRecord, SettingRecord
 from tests.synthetic_campaign import BASE_RTT_S, Campaign, campaign, report_of
 
@@ -176,7 +176,7 @@ def linear(delays_s: tuple[float, ...], n: float, base_s: float, times: int = 20
     generator = np.random.default_rng(3)
     for run, site, report in made.reports:
         delay_s = run.placements[0].database_rtt_s / 2
-        rtt_s = stats.measured_rtts(run, run.placements[0])
+        rtt_s = rtts.measured_rtts(run, run.placements[0])
         assert rtt_s is not None
         assert site == "lyon"
         for iteration in report["tasks"][0]["subtasks"][0]["workloads"][0]["data"]:
