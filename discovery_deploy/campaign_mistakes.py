@@ -42,6 +42,9 @@ def find(data: Any, tasks: Mapping[str, TaskTemplate] | None) -> list[Mistake]:
     found = [*_factor_mistakes(data)]
     if tasks is not None:
         found += _scenario_mistakes(data, tasks)
+    asked = data.get("campaign")
+    if isinstance(asked, dict) and asked.get("smoke") is True and _lacking(("nova",), data):
+        found.append(Mistake(("campaign", "smoke"), "needs nova, which deployment.services lacks"))
     return found
 
 
@@ -62,7 +65,7 @@ def _scenario_mistakes(data: Any, tasks: Mapping[str, TaskTemplate]) -> Iterator
         if template is None:
             yield Mistake((*place, "task"), f'no task "{name}"; {_hint(name, tasks)}')
             continue
-        lacking = _lacking(template, data)
+        lacking = _lacking(template.services, data)
         if lacking:
             yield Mistake((*place, "task"), f"{name} needs {lacking}, which deployment.services lacks")
         given = scenario.get("args")
@@ -72,8 +75,8 @@ def _scenario_mistakes(data: Any, tasks: Mapping[str, TaskTemplate]) -> Iterator
                 yield Mistake((*place, "args", argument), f"{name} {problem}")
 
 
-def _lacking(template: TaskTemplate, data: Any) -> str:
-    """Services that a task needs and no setting has; "" for none, and where the services are themselves wrong."""
+def _lacking(needed: Sequence[str], data: Any) -> str:
+    """Needed services that no setting has; "" for none, and where the services are themselves wrong."""
     deployment = data.get("deployment")
     services = deployment.get("services", ["keystone"]) if isinstance(deployment, dict) else None
     if not isinstance(services, list):
@@ -83,7 +86,7 @@ def _lacking(template: TaskTemplate, data: Any) -> str:
         path, levels = str(factor.get("path")), factor.get("levels")
         if path.startswith("deployment.services"):
             known |= set(re.findall("[a-z]+", json.dumps(levels, default=str)))
-    return ", ".join(service for service in template.services if service not in known)
+    return ", ".join(service for service in needed if service not in known)
 
 
 def _argument_problem(argument: str, value: Any, declared: Mapping[str, Any]) -> str | None:

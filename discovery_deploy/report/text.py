@@ -96,6 +96,11 @@ def action_name(name: str) -> str:
     return name.rsplit(".", 1)[-1] if name.startswith("keystone_v") else name
 
 
+def yes_no(answer: bool | None) -> str:
+    """ "yes", "no", or "–" when it was not asked."""
+    return NONE if answer is None else "yes" if answer else "no"
+
+
 def names(sites: Sequence[str]) -> str:
     """Names of sites, or how many they are when that is more than a table's cell holds."""
     return ", ".join(sites) if len(sites) <= 8 else f"{len(sites)} sites"
