@@ -69,7 +69,7 @@ class Cloud:
         """Time that is left. Raises GaveUpError when none is."""
         left_s = self.ends_s - time.monotonic()
         if left_s <= 0:
-            raise GaveUpError(f"{what}: not within {self.limit_s:.0f} s")
+            raise GaveUpError(f"{what}: not within {self.limit_s:.3g} s")
         return left_s
 
     def request(self, method: str, url: str, body: Any = None, missing: Any = None) -> Any:
@@ -95,7 +95,7 @@ class Cloud:
             raise GaveUpError(f"{what}: {error.code} {' '.join(told.split())[:300]}") from error
         except (TimeoutError, OSError, ValueError) as error:
             reason = str(getattr(error, "reason", error))
-            raise GaveUpError(f"{what}: no answer within {limit_s:.0f} s ({reason})") from error
+            raise GaveUpError(f"{what}: no answer within {limit_s:.3g} s ({reason})") from error
 
     def url(self, kind: str, region: str) -> str:
         """Public URL of a service in a region, without a slash at the end."""
@@ -108,10 +108,17 @@ class Cloud:
 
     def wait(self, what: str, look: Callable[[], Any]) -> Any:
         """Look again and again until there is something; returns it."""
-        while not (found := look()):
-            self.left_s(what)
+        while True:
+            try:
+                found = look()
+            except GaveUpError as error:
+                if time.monotonic() < self.ends_s:
+                    raise
+                raise GaveUpError(f"{what}: not within {self.limit_s:.3g} s ({error})") from error
+            if found:
+                return found
             time.sleep(POLL_S)
-        return found
+            self.left_s(what)
 
 
 class Place:

@@ -168,23 +168,21 @@ def cheapest(site: SmokeSite) -> Kind:
 
 def cut_off(shapes: Mapping[tuple[str, str], PathShape], site: str) -> dict[tuple[str, str], PathShape]:
     """The same WAN, but nothing passes between a site and the others."""
-    return {
-        pair: shape.model_copy(update={"loss": 1.0}) if site in pair else shape for pair, shape in shapes.items()
-    }
+    return {pair: shape.model_copy(update={"loss": 1.0}) if site in pair else shape for pair, shape in shapes.items()}
 
 
-def site_to_cut(sites: Sequence[str], centres: Sequence[str]) -> str | None:
-    """The last site that is no centre (holds nothing alone that others need); the last of all when each is one.
+def site_to_cut(experiment: Experiment, sites: Sequence[str]) -> str | None:
+    """The last of these sites that is no centre (holds nothing alone that others need); the last when each is one.
 
     Args:
-        sites: with computes, in the order of the file.
-        centres: sites of a central control plane or of the only database.
+        sites: those with computes, in the order of the file.
     Returns:
-        None with fewer than two sites: there is nothing to be cut off from.
+        None where there is nothing to be cut off from, or no compute.
     """
-    if len(sites) < 2:
+    if len(experiment.sites) < 2 or not sites:
         return None
-    return next((site for site in reversed(sites) if site not in centres), sites[-1])
+    known = centres(experiment)
+    return next((site for site in reversed(sites) if site not in known), sites[-1])
 
 
 def check(level: Level, site: str, what: str, answer: Mapping[str, Any], seconds: float) -> SmokeCheck:

@@ -86,11 +86,11 @@ class Smoke:
 
     def _isolated(self) -> list[SmokeCheck]:
         """L3.2: one site is cut off, and both sides are asked; then the WAN heals, and the site must work again."""
-        name = smoke.site_to_cut([site.site for site in self.sites], smoke.centres(self.experiment))
+        name = smoke.site_to_cut(self.experiment, [site.site for site in self.sites])
         if name is None:
             return []
         lonely = next(site for site in self.sites if site.site == name)
-        other = next(site for site in self.sites if site.site != name)
+        asked = [lonely, *[site for site in self.sites if site.site != name][:1]]
 
         def here(site: SmokeSite) -> SmokeCheck:
             what = "the site that is cut off" if site is lonely else f"the others, while {name} is cut off"
@@ -99,9 +99,9 @@ class Smoke:
 
         self.testbed.announce.line(f"{name} is cut off from the other sites")
         with self.testbed.cut_off(self.experiment, name):
-            found = side_by_side(here, [lonely, other])
+            found = side_by_side(here, asked)
         self.testbed.announce.line(f"{name} is connected again")
-        for site in (lonely, other):
+        for site in asked:
             self._clean(site, [self._place(site, smoke.cheapest(site), "cut-")])
         what = f"a server at {name}, after the WAN has healed"
         place = self._place(lonely, smoke.cheapest(lonely), "healed-")
