@@ -14,7 +14,7 @@ Against = Literal["database", "commit", "sites"]
 
 def abscissa(members: Sequence[tuple[RunRecord, Placement]]) -> Against:
     """What the durations of runs that differ in the delay only are fitted on."""
-    if not members[0][0].asks_keystone_alone:
+    if not members[0][0].asks_keystone_alone or len({place.api_rtt_s for _, place in members}) > 1:
         return "sites"
     return "database" if len({place.database_rtt_s for _, place in members}) > 1 else "commit"
 
@@ -30,8 +30,8 @@ def asked_and_measured(run: RunRecord, placement: Placement, against: Against) -
 
 
 def measured_rtts(run: RunRecord, placement: Placement) -> tuple[float, float] | None:
-    """(database RTT, commit RTT) in seconds as measured around a run, or None when a pair was not measured."""
-    here, holder = placement.bench_site, placement.nearest_database_site
+    """(API to database, commit) RTTs in seconds as measured around a run, or None when a pair was not measured."""
+    here, holder = placement.api_site, placement.nearest_database_site
     database = _measured(run, here, holder)
     others = [_measured(run, holder, site) for site in placement.database_sites if site != holder]
     if database is None or None in others:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from discovery_deploy.model import Experiment, MariadbBackend, Strict
+from discovery_deploy.services import KEYSTONE
 from discovery_deploy.topology import layout
-from discovery_deploy.variables import keystone_url
 from discovery_deploy.wan import PathShape
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def smoke_sites(experiment: Experiment, lease: Lease) -> list[SmokeSite]:
                 SmokeSite(
                     site=site,
                     host=lease.at(site).name,
-                    auth_url=keystone_url(keystone),
+                    auth_url=KEYSTONE.url(keystone),
                     region=computes[0].region,
                     computes=known,
                 )

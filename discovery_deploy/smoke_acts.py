@@ -180,8 +180,10 @@ class Smoke:
         try:
             text = self.testbed.remote(site.host, command, cloud_probe.call(specification), limit_s + margin_s)
             answer: dict[str, Any] = json.loads(text)
-        except (DiscoveryError, ValueError) as error:
-            return {"error": f"{site.host}: {str(error).splitlines()[0]}", "steps": []}
+        except DiscoveryError as error:
+            return {"error": str(error).splitlines()[0], "steps": []}
+        except ValueError:
+            return {"error": f"{site.host}: the client answered {text[:200]!r}", "steps": []}
         return answer
 
 

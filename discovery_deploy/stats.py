@@ -184,7 +184,7 @@ class Fit(Strict):
     atomic_action: str
     position: int
     against: Against
-    """`database`: RTT between the client's site and its database; `commit`: the one that a Galera commit waits for;
+    """`database`: RTT between the API and its database; `commit`: the one that a Galera commit waits for;
     `sites`: the largest between two sites, which is what is fitted when more than Keystone is asked."""
     rtt_from: Literal["measured", "asked"]
     levels: tuple[Level, ...]
@@ -253,9 +253,10 @@ def regressions(table: pd.DataFrame, runs: Sequence[RunRecord]) -> tuple[list[Fi
     """Fits for every scenario, group of settings, bench site and atomic action; and what could not be fitted.
 
     Settings are compared when they differ in nothing but the WAN's delay. The abscissa of a scenario that asks Keystone
-    alone is the RTT to the client's database where the delay moves that away, otherwise the one a commit waits for
-    (Galera). A scenario that asks more services sends messages and requests between many places: its abscissa is the
-    largest RTT between two sites. Runs that say nothing about the WAN are never mixed with others.
+    alone is the RTT from its API to the database where the delay moves that away, otherwise the one a commit waits for
+    (Galera). A scenario that asks more services sends messages and requests between many places, and one whose API is
+    away from its client crosses the WAN for each request: their abscissa is the largest RTT between two sites. Runs
+    that say nothing about the WAN are never mixed with others.
     """
     places = [(run, placement) for run in runs if run.valid for placement in run.placements]
     groups: dict[tuple[str, str, str, bool], list[tuple[RunRecord, Placement]]] = {}
