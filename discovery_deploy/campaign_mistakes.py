@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -76,17 +75,15 @@ def _scenario_mistakes(data: Any, tasks: Mapping[str, TaskTemplate]) -> Iterator
 
 
 def _lacking(needed: Sequence[str], data: Any) -> str:
-    """Needed services that no setting has; "" for none, and where the services are themselves wrong."""
+    """Needed services that a setting lacks; "" for none, and where the services are themselves wrong."""
     deployment = data.get("deployment")
     services = deployment.get("services", ["keystone"]) if isinstance(deployment, dict) else None
-    if not isinstance(services, list):
-        return ""
-    known = {service for service in services if isinstance(service, str)}
+    choices = [services]
     for _, factor in _items(data, "factors"):
-        path, levels = str(factor.get("path")), factor.get("levels")
-        if path.startswith("deployment.services"):
-            known |= set(re.findall("[a-z]+", json.dumps(levels, default=str)))
-    return ", ".join(service for service in needed if service not in known)
+        if factor.get("path") == "deployment.services" and isinstance(factor.get("levels"), list):
+            choices = factor["levels"]
+    lists = [choice for choice in choices if isinstance(choice, list)]
+    return ", ".join(service for service in needed if any(service not in choice for choice in lists))
 
 
 def _argument_problem(argument: str, value: Any, declared: Mapping[str, Any]) -> str | None:
