@@ -226,12 +226,15 @@ class Place:
         self.cloud.wait(f"server {self.name}: deleted", lambda: not servers())
         networks = self.cloud.request("GET", self.network_url(f"/networks?name={self.name}"))["networks"]
         for network in networks:
-            self.cloud.wait(f"network {self.name}: without ports", lambda id=network["id"]: self._is_without_ports(id))
-            self.cloud.request("DELETE", self.network_url(f"/networks/{network['id']}"), missing={})
+            self._remove_network(str(network["id"]))
 
-    def _is_without_ports(self, network: str) -> bool:
-        ports = self.cloud.request("GET", self.network_url(f"/ports?network_id={network}"))["ports"]
-        return all(port["device_owner"].startswith("network:") for port in ports)
+    def _remove_network(self, network: str) -> None:
+        def is_empty() -> bool:
+            ports = self.cloud.request("GET", self.network_url(f"/ports?network_id={network}"))["ports"]
+            return all(port["device_owner"].startswith("network:") for port in ports)
+
+        self.cloud.wait(f"network {self.name}: without ports", is_empty)
+        self.cloud.request("DELETE", self.network_url(f"/networks/{network}"), missing={})
 
 
 class Steps:

@@ -219,7 +219,7 @@ def _takes(prop: dict[str, Any], path: str) -> str:
         return f"whole number, {prop['minimum']} to {prop['maximum']}"
     if kind == "string":
         return _text_kind(prop)
-    return {"object": "keys with values", "boolean": "`true` or `false`"}.get(kind, "values")
+    return {"object": "keys with values", "boolean": "`true` or `false`"}.get(str(kind), "values")
 
 
 def _text_kind(prop: dict[str, Any]) -> str:

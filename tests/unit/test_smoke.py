@@ -101,7 +101,7 @@ def test_the_limit_grows_with_the_round_trip() -> None:
 
 
 def check(level: smoke.Level, passed: bool = True) -> smoke.SmokeCheck:
-    answer = {"error": "" if passed else "it did not come", "steps": []}
+    answer: dict[str, Any] = {"error": "" if passed else "it did not come", "steps": []}
     return smoke.check(level, "lyon", "a server", answer, 1.5)
 
 
