@@ -12,7 +12,7 @@ from discovery_deploy.campaign import Setting
 from discovery_deploy.crossings import described
 from discovery_deploy.driver import Driver
 from discovery_deploy.errors import ExperimentError, MeasurementError, StateError
-from discovery_deploy.phases import PHASES, State, wanted_hashes
+from discovery_deploy.phases import PHASES, State
 from discovery_deploy.providers import provider_named
 from discovery_deploy.providers.base import Lease
 from discovery_deploy.records import RunRecord
@@ -54,7 +54,7 @@ def dry_run(driver: Driver) -> str:
             programs.add(program)
             lines += [f"tc program [{setting.record.label}]:", program.rstrip()]
     if driver.experiment.campaign.smoke:
-        deployments = {wanted_hashes(one.experiment, driver.testbed.inputs)["deploy"] for one in driver.settings}
+        deployments = {driver.testbed.wanted(one.experiment)["deploy"] for one in driver.settings}
         lines.append(f"smoke: {len(driver.smoke_records())} of {len(deployments)} deployments have been tried")
     lines.append(f"runs to do: {len(pending)}")
     for run in pending:

@@ -120,7 +120,7 @@ class Driver:
 
     def smoke_record(self, setting: Setting) -> SmokeRecord | None:
         """What smoke found in the deployment of a setting, or None."""
-        deployed = wanted_hashes(setting.experiment, self.testbed.inputs)["deploy"]
+        deployed = self.testbed.wanted(setting.experiment)["deploy"]
         return self.workspace.load(f"smoke/{deployed}.json", SmokeRecord)
 
     # doing it

@@ -10,7 +10,6 @@ from discovery_deploy import cloud_probe, smoke
 from discovery_deploy.campaign import Setting
 from discovery_deploy.errors import DiscoveryError, MeasurementError
 from discovery_deploy.inventory import HOST_PYTHON
-from discovery_deploy.phases import wanted_hashes
 from discovery_deploy.remote import side_by_side
 from discovery_deploy.smoke import Kind, SmokeCheck, SmokeRecord, SmokeSite
 from discovery_deploy.testbed import Testbed
@@ -49,7 +48,7 @@ class Smoke:
         checks = [check for found in side_by_side(self._each_kind, self.sites) for check in found]
         checks += [*self._several(), *self._isolated()]
         record = SmokeRecord(
-            deployed=wanted_hashes(self.experiment, self.testbed.inputs)["deploy"],
+            deployed=self.testbed.wanted(self.experiment)["deploy"],
             setting=self.setting.record.label,
             topology=smoke.topology_text(self.experiment),
             checks=tuple(checks),

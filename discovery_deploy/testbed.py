@@ -322,7 +322,7 @@ class Testbed:
         A driver that dies meanwhile leaves a WAN that counts as not constrained: the next one shapes it anew.
         """
         before, shapes = self.state, self.shapes(experiment)
-        self._keep(before.started("constrain", wanted_hashes(experiment, self.inputs)["constrain"], now()))
+        self._keep(before.started("constrain", self.wanted(experiment)["constrain"], now()))
         self.workspace.note("cut off", site=site)
         try:
             self._shape(smoke.cut_off(shapes, site))

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from discovery_deploy.model import Experiment
-from discovery_deploy.phases import State, wanted_hashes
+from discovery_deploy.phases import State
 from discovery_deploy.providers.base import Lease, ProviderInterface
 from discovery_deploy.testbed import Testbed
 from discovery_deploy.workspace import Workspace
@@ -45,7 +45,7 @@ def bed(tmp_path: Path) -> tuple[Testbed, Provider]:
     made = Testbed(MADE, workspace, cast("ProviderInterface", provider), Announcer())
     workspace.save("lease.json", lease(MADE))
     state = State()
-    for phase, wanted in wanted_hashes(MADE, made.inputs).items():
+    for phase, wanted in made.wanted(MADE).items():
         state = state.started(phase, wanted, "now").done(phase, "now", 1.0)
     workspace.save("state.json", state)
     return made, provider

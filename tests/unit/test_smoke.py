@@ -14,7 +14,7 @@ from discovery_deploy import smoke, smoke_acts
 from discovery_deploy.campaign import Setting, settings
 from discovery_deploy.errors import MeasurementError, TestbedError
 from discovery_deploy.model import Experiment
-from discovery_deploy.phases import Inputs
+from discovery_deploy.phases import Inputs, Phase, wanted_hashes
 from discovery_deploy.smoke import SmokeRecord
 from discovery_deploy.testbed import Testbed
 from discovery_deploy.wan import PathShape, WanReport, path_shapes
@@ -149,7 +149,7 @@ class PaperTestbed:
     def __init__(self, made: Experiment, folder: Path) -> None:
         self.made = made
         self.lease = lease(made)
-        self.inputs, self.secrets, self.announce = INPUTS, SECRETS, Announcer()
+        self.secrets, self.announce = SECRETS, Announcer()
         self.workspace = Workspace(folder)
         self.cut = ""
         self.asked: list[tuple[str, dict[str, Any], str]] = []
@@ -160,6 +160,9 @@ class PaperTestbed:
 
     def shapes(self, made: Experiment) -> dict[tuple[str, str], PathShape]:
         return path_shapes(made.network, made.site_names)
+
+    def wanted(self, made: Experiment) -> dict[Phase, str]:
+        return wanted_hashes(made, INPUTS)
 
     def verify(self, made: Experiment) -> WanReport:
         return WanReport(measured_at="now", pairs=(), readback_problems=self.problems)
