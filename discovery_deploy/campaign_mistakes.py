@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from discovery_deploy import campaign, mistakes
@@ -26,6 +26,10 @@ class TaskTemplate(Protocol):
     def arguments(self) -> Mapping[str, Any]:
         """Arguments that it declares; each may have a `default`, whose type is then that of every value."""
 
+    @property
+    def services(self) -> Sequence[str]:
+        """Services without which it cannot run."""
+
 
 def find(data: Any, tasks: Mapping[str, TaskTemplate] | None) -> list[Mistake]:
     """Mistakes of factors and scenarios in plain data that may be wrong elsewhere too.
@@ -37,6 +41,9 @@ def find(data: Any, tasks: Mapping[str, TaskTemplate] | None) -> list[Mistake]:
     found = [*_factor_mistakes(data)]
     if tasks is not None:
         found += _scenario_mistakes(data, tasks)
+    asked = data.get("campaign")
+    if isinstance(asked, dict) and asked.get("smoke") is True and _lacking(("nova",), data):
+        found.append(Mistake(("campaign", "smoke"), "needs nova, which deployment.services lacks"))
     return found
 
 
@@ -57,11 +64,26 @@ def _scenario_mistakes(data: Any, tasks: Mapping[str, TaskTemplate]) -> Iterator
         if template is None:
             yield Mistake((*place, "task"), f'no task "{name}"; {_hint(name, tasks)}')
             continue
+        lacking = _lacking(template.services, data)
+        if lacking:
+            yield Mistake((*place, "task"), f"{name} needs {lacking}, which deployment.services lacks")
         given = scenario.get("args")
         for argument, value in given.items() if isinstance(given, dict) else ():
             problem = _argument_problem(argument, value, template.arguments)
             if problem:
                 yield Mistake((*place, "args", argument), f"{name} {problem}")
+
+
+def _lacking(needed: Sequence[str], data: Any) -> str:
+    """Needed services that a setting lacks; "" for none, and where the services are themselves wrong."""
+    deployment = data.get("deployment")
+    services = deployment.get("services", ["keystone"]) if isinstance(deployment, dict) else None
+    choices = [services]
+    for _, factor in _items(data, "factors"):
+        if factor.get("path") == "deployment.services" and isinstance(factor.get("levels"), list):
+            choices = factor["levels"]
+    lists = [choice for choice in choices if isinstance(choice, list)]
+    return ", ".join(service for service in needed if any(service not in choice for choice in lists))
 
 
 def _argument_problem(argument: str, value: Any, declared: Mapping[str, Any]) -> str | None:

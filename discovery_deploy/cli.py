@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from discovery_deploy import __version__, cache, commands, config, doctor, opening, stack
+from discovery_deploy import __version__, cache, commands, config, doctor, opening, smoke, smoke_acts, stack
 from discovery_deploy.driver import Driver
 from discovery_deploy.errors import EXIT_BUG, EXIT_TESTBED, DiscoveryError, InterruptedByUserError
 from discovery_deploy.phases import Phase
@@ -178,6 +178,15 @@ _phase_command("prepare", "Put the software on every host (after reserve, if tha
 _phase_command("deploy", "Deploy OpenStack for one setting (after the phases before it, where stale).")
 _phase_command("constrain", "Shape the WAN of one setting (after the phases before it, where stale).")
 _phase_command("verify", "Measure the WAN of one setting: asked against measured, on standard output.")
+
+
+@app.command(name="smoke")
+def smoke_command(file: File, setting: SettingLabel = None, workspace: Folder = None, verbose: Verbose = False) -> None:
+    """Try one setting's deployment: a server at every site, at all at once, and with a site cut off from the others."""
+    with _driver(file, workspace, verbose) as driver:
+        record = driver.smoke(commands.setting_named(driver, setting))
+        sys.stdout.write(smoke.table(record))
+        smoke_acts.raise_on_problems(record)
 
 
 @app.command()

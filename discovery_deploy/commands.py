@@ -53,6 +53,9 @@ def dry_run(driver: Driver) -> str:
         if program not in programs:
             programs.add(program)
             lines += [f"tc program [{setting.record.label}]:", program.rstrip()]
+    if driver.experiment.campaign.smoke:
+        deployments = {driver.testbed.wanted(one.experiment)["deploy"] for one in driver.settings}
+        lines.append(f"smoke: {len(driver.smoke_records())} of {len(deployments)} deployments have been tried")
     lines.append(f"runs to do: {len(pending)}")
     for run in pending:
         scenario = run.scenario

@@ -21,6 +21,8 @@ from discovery_deploy.phases import digest
 from discovery_deploy.provenance import machine_facts, tool_commit
 from discovery_deploy.providers.base import Lease
 from discovery_deploy.records import HostFacts, Provenance, RouterFacts, RunRecord
+from discovery_deploy.smoke import SmokeRecord
+from discovery_deploy.smoke_acts import Smoke, raise_on_problems
 from discovery_deploy.testbed import Testbed
 from discovery_deploy.workspace import now
 
@@ -116,14 +118,42 @@ class Driver:
             sweeper = ParamSweeper(str(folder), sweeps=combinations, name=self.experiment.name)
         return sweeper
 
+    def smoke_record(self, setting: Setting) -> SmokeRecord | None:
+        """What smoke found in the deployment of a setting, or None."""
+        deployed = self.testbed.wanted(setting.experiment)["deploy"]
+        return self.workspace.load(f"smoke/{deployed}.json", SmokeRecord)
+
     # doing it
 
     def bench(self) -> None:
-        """All pending runs, setting by setting. Raises the first error that is not a result of Rally's."""
+        """All pending runs, setting by setting, after smoke. Raises the first error that is not a result of Rally's."""
         pending = self.pending()
-        if not pending:  # (execo takes an empty list of combinations for none given)
+        if pending:  # (execo takes an empty list of combinations for none given)
+            self._bench(pending)
+        else:
             self.announce.line("every run has its result")
-            return
+        for setting in self.settings:  # whose runs were all there already, or that have none
+            self._smoke_once(setting)
+
+    def smoke(self, setting: Setting) -> SmokeRecord:
+        """Bring the testbed to a setting and carry out smoke, whether it was before or not."""
+        self.testbed.bring_to(setting)
+        return Smoke(self.testbed, setting).run()[0]
+
+    def _smoke_once(self, setting: Setting) -> wan.WanReport | None:
+        """Smoke, when the campaign asks for it and the deployment has not passed. Returns the verification after it.
+
+        Raises MeasurementError when the deployment does not work: nothing is measured on it.
+        """
+        known = self.smoke_record(setting)
+        if not self.experiment.campaign.smoke or (known is not None and not known.problems):
+            return None
+        self.testbed.bring_to(setting)
+        record, report = Smoke(self.testbed, setting).run()
+        raise_on_problems(record)
+        return report
+
+    def _bench(self, pending: Sequence[PlannedRun]) -> None:
         for run in pending:
             self._supersede(run)
         by_key = {(run.id, run.fingerprint): run for run in pending}
@@ -146,7 +176,8 @@ class Driver:
                 hosts = wanted
                 verified = self.testbed.bring_to(setting)
                 before = (
-                    verified
+                    self._smoke_once(setting)
+                    or verified
                     or (last if at == setting.record.label else None)
                     or self.testbed.verify(setting.experiment)
                 )
@@ -230,6 +261,15 @@ class Driver:
                     earlier.append(old.model_copy(update={"id": folder.name}))
         return found + earlier
 
+    def smoke_records(self) -> list[SmokeRecord]:
+        """What smoke found, one record per deployment, in the order of the settings."""
+        found = {
+            record.deployed: record
+            for record in (self.smoke_record(setting) for setting in self.settings)
+            if record is not None
+        }
+        return list(found.values())
+
     def collect(self) -> None:
         """Bring home the facts of the hosts while they are there; a repeated call looks again."""
         setting = self._present()
@@ -291,15 +331,17 @@ class Driver:
         started = time.monotonic()
         records = self.records()
         files = report.build(
-            self.experiment, records, self.iterations(records), self.provenance(), self.tasks, self.source
-        )
+            self.experiment, records, self.iterations(records), self.provenance(), self.tasks, self.source,
+            self.smoke_records(),
+        )  # fmt: skip
         page = report.write(files, self.workspace.report)
         self.announce.done("report", round(time.monotonic() - started, 3), f"{len(records)} runs")
         return page
 
     def raise_when_not_valid(self) -> None:
-        """Raises MeasurementError when a run of the campaign is missing, failed or not valid: it names them."""
-        problems = []
+        """Raises MeasurementError when a run of the campaign is missing, failed or not valid, or smoke found a broken
+        deployment: it names them."""
+        problems = [f"smoke, {record.topology}: {text}" for record in self.smoke_records() for text in record.problems]
         for run in self.planned():
             record = self.record(run.id)
             if record is None or record.fingerprint != run.fingerprint:
@@ -308,6 +350,6 @@ class Driver:
                 problems.append(f"{run.id}: {record.problems[0]}")
         if problems:
             raise MeasurementError(
-                f"{len(problems)} runs have no valid result:\n  " + "\n  ".join(problems),
+                f"{len(problems)} results are not valid:\n  " + "\n  ".join(problems),
                 "They are kept and marked in the report; run again (with --retry-invalid for invalid ones).",
             )

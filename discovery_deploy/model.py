@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, StrictBool, field_validator, model_validator
 
 from discovery_deploy.deployment import (
     Backend,
@@ -264,6 +264,11 @@ class Campaign(Strict):
     )
     bench_site: Name | None = Field(
         None, description="The site whose bench host runs Rally in `light`; default: the first."
+    )
+    smoke: StrictBool = Field(
+        False,
+        description="Try each deployment before its first run: a server at every site, at all at once, and with a site "
+        "cut off from the others; the answers go into the report. Needs nova.",
     )
     repetitions: Count = Field(1, ge=1, le=1000, description="How often each scenario runs in each setting.")
     factors: tuple[Factor, ...] = Field((), description="Fields that vary; every combination is a setting.")

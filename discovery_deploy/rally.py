@@ -40,10 +40,10 @@ class AtomicAction(Strict):
     """As in Rally's report; `(other)` for what lies outside all of them."""
     does: str
     """Its API requests."""
-    database_requests: dict[str, int]
-    """Value of `deployment.cache` -> database requests, one after another, counted on the wire."""
-    write_commits: int
-    """Transactions among them that change something: what Galera replicates."""
+    database_requests: dict[str, int] = {}
+    """Value of `deployment.cache` -> database requests, one after another, counted on the wire; empty: not counted."""
+    write_commits: int | None = None
+    """Transactions among them that change something: what Galera replicates. None: not counted."""
 
 
 class TaskTemplate(Strict):
@@ -54,6 +54,8 @@ class TaskTemplate(Strict):
     question: str
     scenario: str
     """Name of Rally's scenario plugin."""
+    services: tuple[str, ...] = ("keystone",)
+    """Services without which it cannot run (and those that these need)."""
     arguments: dict[str, Argument] = {}
     contexts: dict[str, Any] = {}
     """What Rally prepares before the iterations and removes after them."""
@@ -240,7 +242,7 @@ def _run_columns(run: RunRecord, placement: Placement) -> dict[str, Any]:
         "database_site": placement.nearest_database_site,
         "database_rtt_s": placement.database_rtt_s,
         "commit_rtt_s": placement.commit_rtt_s,
-        "beside_only_database": placement.beside_only_database,
+        "beside_only_database": run.says_nothing_of_the_wan(placement),
         "valid": run.valid,
     }
 

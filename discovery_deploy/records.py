@@ -82,6 +82,18 @@ class RunRecord(Strict):
         """Whether the run's numbers may be used."""
         return not self.problems
 
+    @property
+    def asks_keystone_alone(self) -> bool:
+        """Whether its scenario needs no other service, so that its durations depend on the way to its database only."""
+        return self.scenario.task.startswith("keystone/")
+
+    def says_nothing_of_the_wan(self, placement: Placement) -> bool:
+        """Whether a client there sees no WAN: it asks Keystone alone, beside the only database.
+
+        Other services have computes, brokers and databases at other sites, wherever the client sits.
+        """
+        return placement.beside_only_database and self.asks_keystone_alone
+
 
 class RouterFacts(Strict):
     """Provenance of what shapes the WAN."""

@@ -196,6 +196,8 @@ def _row(key: str, prop: dict[str, Any], required: bool, path: str) -> str:
 def _written(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, bool):
+        return str(value).lower()
     return f'"{value}"' if isinstance(value, str) and re.fullmatch(r"[0-9.]+", value) else str(value)
 
 
@@ -217,7 +219,7 @@ def _takes(prop: dict[str, Any], path: str) -> str:
         return f"whole number, {prop['minimum']} to {prop['maximum']}"
     if kind == "string":
         return _text_kind(prop)
-    return "keys with values" if kind == "object" else "values"
+    return {"object": "keys with values", "boolean": "`true` or `false`"}.get(str(kind), "values")
 
 
 def _text_kind(prop: dict[str, Any]) -> str:

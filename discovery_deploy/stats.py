@@ -20,7 +20,7 @@ from scipy import stats as scipy_stats
 from discovery_deploy.model import Strict
 from discovery_deploy.rally import OTHER, TOTAL
 from discovery_deploy.records import Placement, RunRecord, SettingRecord
-from discovery_deploy.wan import WanReport
+from discovery_deploy.rtts import Against, abscissa, asked_and_measured
 
 CONFIDENCE = 0.95
 ENOUGH = 6
@@ -183,8 +183,9 @@ class Fit(Strict):
     site: str
     atomic_action: str
     position: int
-    against: Literal["database", "commit"]
-    """`database`: RTT between the client's site and its database; `commit`: the one that a Galera commit waits for."""
+    against: Against
+    """`database`: RTT between the API and its database; `commit`: the one that a Galera commit waits for;
+    `sites`: the largest between two sites, which is what is fitted when more than Keystone is asked."""
     rtt_from: Literal["measured", "asked"]
     levels: tuple[Level, ...]
     """At least two, by growing RTT."""
@@ -248,44 +249,20 @@ def delay_group(setting: SettingRecord) -> tuple[str, str]:
     return json.dumps(kept, sort_keys=True, default=str), ", ".join(untouched + changed)
 
 
-def measured_rtts(run: RunRecord, placement: Placement) -> tuple[float, float] | None:
-    """(database RTT, commit RTT) in seconds as measured around a run, or None when a pair was not measured."""
-    here, holder = placement.bench_site, placement.nearest_database_site
-    database = _measured(run, here, holder)
-    others = [_measured(run, holder, site) for site in placement.database_sites if site != holder]
-    if database is None or None in others:
-        return None
-    return database, max([rtt for rtt in others if rtt is not None], default=0.0)
-
-
-def _measured(run: RunRecord, source: str, destination: str) -> float | None:
-    """Mean of the median RTTs before and after a run, both directions of asking."""
-    if source == destination:
-        return 0.0
-    found = [
-        pair.measured.rtt_median_s
-        for wan in (run.wan_before, run.wan_after)
-        for pair in _pairs(wan, {source, destination})
-        if pair.measured.rtt_median_s is not None
-    ]
-    return sum(found) / len(found) if found else None
-
-
-def _pairs(wan: WanReport | None, sites: set[str]) -> list[Any]:
-    return [] if wan is None else [p for p in wan.pairs if {p.measured.source, p.measured.destination} == sites]
-
-
 def regressions(table: pd.DataFrame, runs: Sequence[RunRecord]) -> tuple[list[Fit], list[NoFit]]:
     """Fits for every scenario, group of settings, bench site and atomic action; and what could not be fitted.
 
-    Settings are compared when they differ in nothing but the WAN's delay. Where the delay moves the client's
-    database away, that RTT is the abscissa; otherwise the one a commit waits for (Galera). Runs whose client sits
-    beside the only database are never mixed with others: they say nothing about the WAN.
+    Settings are compared when they differ in nothing but the WAN's delay. The abscissa of a scenario that asks Keystone
+    alone is the RTT from its API to the database where the delay moves that away, otherwise the one a commit waits for
+    (Galera). A scenario that asks more services sends messages and requests between many places, and one whose API is
+    away from its client crosses the WAN for each request: their abscissa is the largest RTT between two sites. Runs
+    that say nothing about the WAN are never mixed with others.
     """
     places = [(run, placement) for run in runs if run.valid for placement in run.placements]
     groups: dict[tuple[str, str, str, bool], list[tuple[RunRecord, Placement]]] = {}
     for run, placement in places:
-        key = (run.scenario.task, delay_group(run.setting)[0], placement.bench_site, placement.beside_only_database)
+        blind = run.says_nothing_of_the_wan(placement)
+        key = (run.scenario.task, delay_group(run.setting)[0], placement.bench_site, blind)
         groups.setdefault(key, []).append((run, placement))
     fits: list[Fit] = []
     refused: list[NoFit] = []
@@ -299,14 +276,12 @@ def _fit_group(table: pd.DataFrame, members: Sequence[tuple[RunRecord, Placement
     run, placement = members[0]
     common = {"scenario": run.scenario.task, "group": delay_group(run.setting)[1], "site": placement.bench_site}
     labels = tuple(dict.fromkeys(member.setting.label for member, _ in members))
-    database = {place.database_rtt_s for _, place in members}
-    commit = {place.commit_rtt_s for _, place in members}
-    if placement.beside_only_database:
+    if run.says_nothing_of_the_wan(placement):
         return NoFit(**common, settings=labels, reason="the client sits beside the only database")
-    if len(database) < 2 and len(commit) < 2:
-        return NoFit(**common, settings=labels, reason="its valid runs have one round-trip time only")
-    against: Literal["database", "commit"] = "database" if len(database) > 1 else "commit"
+    against = abscissa(members)
     levels = _rtt_levels(members, against)
+    if len(levels) < 2:
+        return NoFit(**common, settings=labels, reason="its valid runs have one round-trip time only")
     rows = table[table["valid"] & ~table["failed"] & np.isfinite(table["duration_s"])] if len(table) else table
     rows = rows[rows["site"] == placement.bench_site] if len(rows) else rows
     known = rows[rows["run_id"].isin([run_id for _, ids, _ in levels for run_id in ids])] if len(rows) else rows
@@ -333,16 +308,14 @@ def _durations(part: pd.DataFrame, run_ids: list[str]) -> Numbers:
 
 
 def _rtt_levels(
-    members: Sequence[tuple[RunRecord, Placement]], against: Literal["database", "commit"]
+    members: Sequence[tuple[RunRecord, Placement]], against: Against
 ) -> list[tuple[float, list[str], Literal["measured", "asked"]]]:
     """(RTT in s, run ids, where the RTT is from) by growing asked RTT; measured ones if every run has them."""
-    index = 0 if against == "database" else 1
-    measured = [measured_rtts(run, placement) for run, placement in members]
-    complete = all(pair is not None for pair in measured)
+    rtts = [asked_and_measured(run, placement, against) for run, placement in members]
+    complete = all(measured is not None for _, measured in rtts)
     levels: dict[float, list[tuple[str, float]]] = {}
-    for (run, placement), pair in zip(members, measured, strict=True):
-        asked = placement.database_rtt_s if index == 0 else placement.commit_rtt_s
-        rtt_s = pair[index] if complete and pair is not None else asked
+    for (run, _), (asked, measured) in zip(members, rtts, strict=True):
+        rtt_s = measured if complete and measured is not None else asked
         levels.setdefault(round(asked, 9), []).append((run.id, rtt_s))
     source: Literal["measured", "asked"] = "measured" if complete else "asked"
     return [
@@ -358,7 +331,7 @@ def fitted_rtts(runs: Sequence[RunRecord], fits: Sequence[Fit]) -> dict[tuple[st
     for run in runs:
         for place in run.placements:
             key = (delay_group(run.setting)[1], place.bench_site)
-            if run.valid and not place.beside_only_database and key in wanted:
+            if run.valid and not run.says_nothing_of_the_wan(place) and key in wanted:
                 groups.setdefault(key, []).append((run, place))
     return {
         key: {run_id: rtt_s for rtt_s, ids, _ in _rtt_levels(members, wanted[key].against) for run_id in ids}
@@ -369,7 +342,7 @@ def fitted_rtts(runs: Sequence[RunRecord], fits: Sequence[Fit]) -> dict[tuple[st
 def _fit(
     samples: list[tuple[float, Numbers]],
     source: Literal["measured", "asked"],
-    against: Literal["database", "commit"],
+    against: Against,
     action: str,
     position: int,
     common: dict[str, str],

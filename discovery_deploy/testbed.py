@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from discovery_deploy import (
     image,
     inventory,
     measure,
+    smoke,
     stack,
     variables,
     wan,
@@ -313,6 +314,23 @@ class Testbed:
     def _flatten(self, experiment: Experiment) -> None:
         """No constraint between sites while a deployment is made or taken away."""
         self._shape({pair: wan.PathShape() for pair in self.shapes(experiment)})
+
+    @contextmanager
+    def cut_off(self, experiment: Experiment, site: str) -> Iterator[None]:
+        """A deployed, constrained testbed on which nothing passes between a site and the others, until the end.
+
+        A driver that dies meanwhile leaves a WAN that counts as not constrained: the next one shapes it anew.
+        """
+        before, shapes = self.state, self.shapes(experiment)
+        self._keep(before.started("constrain", self.wanted(experiment)["constrain"], now()))
+        self.workspace.note("cut off", site=site)
+        try:
+            self._shape(smoke.cut_off(shapes, site))
+            yield
+        finally:
+            self._shape(shapes)
+            self._keep(before)
+            self.workspace.note("connected again", site=site)
 
     def _destroy(self, experiment: Experiment) -> None:
         """Remove whatever is deployed: the playbook asks every host for everything, whichever setting made it."""

@@ -179,6 +179,7 @@ def _items(given: Any, context: dict[str, Any]) -> str:
 _WORDS: dict[str, Callable[[Any, dict[str, Any]], str]] = {
     "string_type": _text,
     "string_pattern_mismatch": _name,
+    "bool_type": _expected("true or false is"),
     "int_type": _expected("a whole number is"),
     "int_from_float": _expected("a whole number is"),
     "int_parsing": _expected("a whole number is"),

@@ -24,6 +24,7 @@ from discovery_deploy.records import Provenance, RunRecord
 from discovery_deploy.report import text
 from discovery_deploy.report.content import Numbers, view
 from discovery_deploy.report.wan_view import wan_table
+from discovery_deploy.smoke import SmokeRecord
 
 PAGE = "report.html"
 
@@ -35,6 +36,7 @@ def build(
     provenance: Provenance,
     tasks: Mapping[str, TaskTemplate],
     source: str = "",
+    smoke: Sequence[SmokeRecord] = (),
 ) -> dict[str, bytes]:
     """All files of a report, by name; equal inputs give equal bytes.
 
@@ -45,6 +47,7 @@ def build(
         provenance: what it takes to believe and to repeat.
         tasks: templates of the scenarios, for questions and counted requests; may lack some.
         source: text of the experiment file; empty when not at hand.
+        smoke: what smoke found, one record per deployment.
     Returns:
         report.html (self-contained), report.md, iterations.parquet and .csv, summary.csv, regression.csv, wan.csv,
         records.json, and experiment.yaml when `source` is given.
@@ -52,8 +55,8 @@ def build(
     frame = stats.with_other(iterations.to_pandas())
     fits, refused = stats.regressions(frame, runs)
     numbers = Numbers(frame, stats.summarise(frame), fits, refused, wan_table(runs))
-    data = data_files(iterations, numbers, runs, provenance, source)
-    content = view(experiment, runs, numbers, provenance, tasks)
+    data = data_files(iterations, numbers, runs, provenance, source, smoke)
+    content = view(experiment, runs, numbers, provenance, tasks, smoke)
     content["files"] = [_file_row(name, octets) for name, octets in data.items()]
     content["source"] = source
     environment = _environment()
@@ -67,7 +70,7 @@ _WHAT = {
     "summary.csv": "medians, spread and failure rates per scenario, setting, site and atomic action",
     "regression.csv": "the fits of durations against round-trip times",
     "wan.csv": "every verification of every ordered pair: asked, measured, problems",
-    "records.json": "every run's record and the provenance",
+    "records.json": "every run's record, what smoke found, and the provenance",
     "experiment.yaml": "the experiment file",
 }
 
@@ -78,7 +81,12 @@ def _file_row(name: str, octets: bytes) -> dict[str, str]:
 
 
 def data_files(
-    iterations: pa.Table, numbers: Numbers, runs: Sequence[RunRecord], provenance: Provenance, source: str
+    iterations: pa.Table,
+    numbers: Numbers,
+    runs: Sequence[RunRecord],
+    provenance: Provenance,
+    source: str,
+    smoke: Sequence[SmokeRecord] = (),
 ) -> dict[str, bytes]:
     """The data behind the report, in the order of `_WHAT`."""
     parquet, csv = io.BytesIO(), io.BytesIO()
@@ -86,6 +94,7 @@ def data_files(
     pa_csv.write_csv(iterations, csv)
     records = {
         "provenance": provenance.model_dump(mode="json"),
+        "smoke": [record.model_dump(mode="json") for record in smoke],
         "runs": [run.model_dump(mode="json") for run in runs],
         "not_fitted": [refused.model_dump(mode="json") for refused in numbers.refused],
     }

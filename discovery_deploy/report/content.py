@@ -12,11 +12,12 @@ import pandas as pd
 from discovery_deploy.campaign import sites_of_settings
 from discovery_deploy.fields import parse_path
 from discovery_deploy.model import Deployment, Experiment, Scenario
-from discovery_deploy.rally import TOTAL, TaskTemplate
+from discovery_deploy.rally import TOTAL, AtomicAction, TaskTemplate
 from discovery_deploy.records import Provenance, RunRecord, SettingRecord
 from discovery_deploy.report import text
 from discovery_deploy.report.figures import against_rtt, distributions, stacked
 from discovery_deploy.report.wan_view import setting_matrices, wan_picture
+from discovery_deploy.smoke import LEVELS, SmokeRecord
 from discovery_deploy.stats import Fit, NoFit, delay_group, fitted_rtts
 
 
@@ -37,6 +38,7 @@ def view(
     numbers: Numbers,
     provenance: Provenance,
     tasks: Mapping[str, TaskTemplate],
+    smoke: Sequence[SmokeRecord] = (),
 ) -> dict[str, Any]:
     """Everything the templates print."""
     site_names = sites_of_settings(experiment)
@@ -53,6 +55,7 @@ def view(
         "matrices": setting_matrices(experiment, numbers.wan, site_names),
         "widest": len(site_names),
         "tolerance": tolerance(experiment),
+        "smoke": smoke_view(smoke),
         "scenarios": [
             scenario_view(number, scenario, experiment, runs, numbers, tasks.get(scenario.task))
             for number, scenario in enumerate(experiment.campaign.scenarios, 1)
@@ -131,10 +134,11 @@ def settings(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
                 "database": text.names(place.database_sites),
                 "database_rtt": text.milliseconds(place.database_rtt_s),
                 "commit_rtt": text.milliseconds(place.commit_rtt_s) if len(place.database_sites) > 1 else text.NONE,
-                "beside": place.beside_only_database,
+                "beside": place.beside_only_database and run.asks_keystone_alone,
                 "valid": 0,
                 "runs": 0,
             })  # fmt: skip
+            entry["beside"] &= run.says_nothing_of_the_wan(place)
             entry["runs"] += 1
             entry["valid"] += run.valid
     return list(found.values())
@@ -145,6 +149,32 @@ def tolerance(experiment: Experiment) -> str:
     verify = experiment.network.verify
     rtt = f"{text.milliseconds(verify.rtt_tolerance)} ms or {text.percent(verify.rtt_tolerance_ratio)} of the asked RTT"
     return f"the larger of {rtt}"
+
+
+def smoke_view(records: Sequence[SmokeRecord]) -> dict[str, Any]:
+    """Which levels each deployment reached, and every check behind that; no deployments when smoke was not asked."""
+    return {
+        "levels": list(LEVELS.items()),
+        "deployments": [
+            {
+                "topology": record.topology,
+                "setting": record.setting or "the one setting",
+                "reached": [text.yes_no(record.reached(level)) for level in LEVELS],
+                "checks": [
+                    {
+                        "level": check.level,
+                        "site": check.site,
+                        "what": check.what,
+                        "answer": text.yes_no(check.passed),
+                        "took": text.seconds(check.seconds),
+                        "reason": check.reason,
+                    }
+                    for check in record.checks
+                ],
+            }
+            for record in records
+        ],
+    }
 
 
 # the answer
@@ -221,7 +251,20 @@ def scenario_view(
         "fits": [fit_row(fit, experiment, mine, template) for fit in fits],
         "refused": [refused for refused in numbers.refused if refused.scenario == scenario.task],
         "beside": bool(summary["beside_only_database"].any()),
-        "steps": template.atomic_actions if template else (),
+        "steps": [step_row(step) for step in template.atomic_actions] if template else [],
+        "counts_known": template is not None and any(step.database_requests for step in template.atomic_actions),
+    }
+
+
+def step_row(step: AtomicAction) -> dict[str, str]:
+    """What a step consists of, as text; "–" for what was not counted or grows."""
+    requests = step.database_requests
+    return {
+        "name": step.name,
+        "does": step.does,
+        "memcached": str(requests.get("memcached", text.NONE)),
+        "none": str(requests.get("none", text.NONE)),
+        "commits": text.NONE if step.write_commits is None else str(step.write_commits),
     }
 
 
@@ -281,7 +324,7 @@ def counted(fit: Fit, experiment: Experiment, runs: Sequence[RunRecord], templat
     chosen = steps if fit.atomic_action == TOTAL else [step for step in steps if step.name == fit.atomic_action]
     caches = {cache_of(experiment, run.setting) for run in runs if delay_group(run.setting)[1] == fit.group}
     if fit.against == "commit":
-        values = [step.write_commits for step in chosen]
+        values = [step.write_commits for step in chosen if step.write_commits is not None]
     else:
         requests = [step.database_requests for step in chosen]
         values = [known[cache] for known in requests for cache in caches if cache in known]

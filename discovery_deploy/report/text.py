@@ -96,6 +96,11 @@ def action_name(name: str) -> str:
     return name.rsplit(".", 1)[-1] if name.startswith("keystone_v") else name
 
 
+def yes_no(answer: bool | None) -> str:
+    """ "yes", "no", or "–" when it was not asked."""
+    return NONE if answer is None else "yes" if answer else "no"
+
+
 def names(sites: Sequence[str]) -> str:
     """Names of sites, or how many they are when that is more than a table's cell holds."""
     return ", ".join(sites) if len(sites) <= 8 else f"{len(sites)} sites"
@@ -113,9 +118,16 @@ def size(octets: int) -> str:
     return f"{octets / 1e3:.1f} kB" if octets < 1e6 else f"{octets / 1e6:.1f} MB"
 
 
+_AGAINST = {
+    "database": "RTT to the database",
+    "commit": "RTT that a commit waits for",
+    "sites": "Largest RTT between two sites",
+}
+
+
 def against(fit: Fit) -> str:
     """The abscissa of a fit in words."""
-    return "RTT to the database" if fit.against == "database" else "RTT that a commit waits for"
+    return _AGAINST[fit.against]
 
 
 def levels(fit: Fit) -> str:

@@ -18,14 +18,17 @@ LAYERS = (
     "__init__ data deployment_mistakes errors references services units",
     "deployment model strict",
     "campaign campaign_mistakes config documents fields mistakes schema wording"
-    " crossings inventory rally records report seed service_variables stats topology variables wan wan_readback",
-    "ansible bench cgroups clients containers guest image machine measure nspawn probe"
+    " crossings inventory rally records report rtts seed service_variables smoke stats topology variables wan"
+    " wan_readback",
+    "ansible bench cgroups clients cloud_probe containers guest image machine measure nspawn probe"
     " provenance providers remote site_networks stack wan_router wan_uml workspace",
-    "builds cache commands doctor driver opening phases progress testbed",
+    "builds cache commands doctor driver opening phases progress smoke_acts testbed",
     "__main__ cli",
 )
 """Modules and subpackages from the bottom up. A module may import its own layer and those below."""
-SHIPPED = frozenset({"cgroups", "containers", "machine", "nspawn", "probe", "site_networks", "wan_router", "wan_uml"})
+SHIPPED = frozenset(
+    {"cgroups", "cloud_probe", "containers", "machine", "nspawn", "probe", "site_networks", "wan_router", "wan_uml"}
+)
 """Modules that are sent to other machines: they import nothing but the standard library and each other."""
 FORBIDDEN = frozenset({"env", "conf", "lab", "node", "nodes", "sweep", "trial", "manager"})
 """Words for which we have another one (host, setting, run...), or which say nothing."""

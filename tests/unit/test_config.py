@@ -29,6 +29,7 @@ class Argument(NamedTuple):
 
 class Task(NamedTuple):
     arguments: dict[str, Any]
+    services: tuple[str, ...] = ("keystone",)
 
 
 TASKS = {
@@ -177,6 +178,49 @@ def test_files_that_cannot_be_read_are_named_with_the_reason(tmp_path: Path) -> 
         assert refusal.value.advice
 
 
+WITHOUT_NOVA = """\
+name: example
+sites:
+  - name: nantes
+deployment:
+  services: [keystone, glance]
+  backend: {type: mariadb, site: nantes}
+campaign:
+  smoke: true
+  scenarios:
+    - task: nova/boot_and_delete_server
+    - task: glance/list_images
+"""
+FACTOR = """\
+  factors:
+    - path: deployment.services
+      levels: [[keystone, glance], [keystone, placement, glance, neutron, nova]]
+"""
+
+
+def test_what_needs_a_service_that_is_not_deployed_is_refused() -> None:
+    with pytest.raises(ExperimentError) as refusal:
+        config.parse(WITHOUT_NOVA, "file.yaml", load_tasks())
+    assert refusal.value.what.splitlines() == [
+        "file.yaml:8:3: campaign.smoke: needs nova, which deployment.services lacks",
+        "file.yaml:10:7: campaign.scenarios[0].task: nova/boot_and_delete_server needs nova, which "
+        "deployment.services lacks",
+    ]
+
+
+def test_every_setting_must_have_the_service() -> None:
+    text = WITHOUT_NOVA.replace("  smoke: true\n", FACTOR)
+    with pytest.raises(ExperimentError, match="needs nova"):
+        config.parse(text, "file.yaml", load_tasks())
+    enough = text.replace("[keystone, glance], ", "")
+    assert config.parse(enough, "file.yaml", load_tasks()).campaign.scenarios
+
+
+def test_smoke_is_true_or_false() -> None:
+    told = mistakes(SOUND + "campaign:\n  smoke: 1\n")
+    assert told == ["file.yaml:8:3: campaign.smoke: true or false is expected, not the number 1"]
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_every_experiment_of_the_package_is_sound_with_the_package_s_tasks(path: Path) -> None:
     experiment = config.load(path, load_tasks())
@@ -185,7 +229,9 @@ def test_every_experiment_of_the_package_is_sound_with_the_package_s_tasks(path:
 
 
 def test_the_package_has_the_experiments_that_its_documents_speak_of() -> None:
-    assert {"quickstart", "cache-none", "asymmetric", "template"} <= {path.stem for path in EXPERIMENTS}
+    assert {"quickstart", "cache-none", "asymmetric", "template", "full-three-sites", "topologies", "wan-wide"} <= {
+        path.stem for path in EXPERIMENTS
+    }
 
 
 def test_the_quickstart_asks_from_a_site_that_does_not_hold_the_database() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from discovery_deploy import rally, stats
+from discovery_deploy import rally, rtts, stats
 from discovery_deploy.records import RunRecord, SettingRecord
 from tests.synthetic_campaign import BASE_RTT_S, Campaign, campaign, report_of
 
@@ -176,7 +176,7 @@ def linear(delays_s: tuple[float, ...], n: float, base_s: float, times: int = 20
     generator = np.random.default_rng(3)
     for run, site, report in made.reports:
         delay_s = run.placements[0].database_rtt_s / 2
-        rtt_s = stats.measured_rtts(run, run.placements[0])
+        rtt_s = rtts.measured_rtts(run, run.placements[0])
         assert rtt_s is not None
         assert site == "lyon"
         for iteration in report["tasks"][0]["subtasks"][0]["workloads"][0]["data"]:
@@ -312,3 +312,64 @@ def test_settings_are_compared_when_only_delays_of_the_wan_differ() -> None:
     pair = {"between": ["a", "b"], "delay": "1 ms"}
     assert key(network__constraints=[pair]) == key(network__constraints=[{**pair, "delay": "2 ms"}])
     assert stats.delay_group(setting(deployment__cache="none", network__default__delay="0 ms"))[1] == "none"
+
+
+# more services than Keystone
+
+
+def booted(delays_s: tuple[float, ...], n: float) -> Campaign:
+    """Boots from the site of the only database, whose computes are away: 5 s + n x the largest RTT."""
+    made = campaign(backends=({"type": "mariadb", "site": "lyon"},), delays_s=delays_s,
+                    tasks=("keystone/create_and_list_users",))  # fmt: skip
+    runs, reports = [], []
+    for run, site, report in made.reports:
+        scenario = run.scenario.model_copy(update={"task": "nova/boot_and_delete_server"})
+        run = run.model_copy(update={"scenario": scenario})
+        widest = rtts.widest_rtt(run)
+        assert widest is not None
+        assert widest[1] is not None
+        for number, iteration in enumerate(report["tasks"][0]["subtasks"][0]["workloads"][0]["data"]):
+            [boot, *_] = iteration["atomic_actions"]
+            boot["name"] = "nova.boot_server"
+            boot["finished_at"] = boot["started_at"] + 5.0 + n * widest[1] + 0.001 * (number % 3)
+            iteration["atomic_actions"] = [boot]
+        runs.append(run)
+        reports.append((run, site, report))
+    return retabled(made, runs, reports)
+
+
+def test_what_asks_more_than_keystone_is_fitted_on_the_largest_rtt_between_sites_wherever_its_client_is() -> None:
+    made = booted((0.01, 0.025, 0.1), n=40)
+    assert all(run.placements[0].beside_only_database for run in made.runs)
+    assert not frame(made)["beside_only_database"].any()
+    fit = fit_of(made, "nova.boot_server")
+    assert (fit.against, fit.rtt_from) == ("sites", "measured")
+    assert fit.round_trips == pytest.approx(40, abs=0.1)
+    assert fit.base_s == pytest.approx(5.0, abs=0.01)
+    assert [level.rtt_s for level in fit.levels] == pytest.approx([0.02, 0.05, 0.2], abs=5e-4)
+
+
+def test_keystone_alone_beside_its_only_database_still_says_nothing() -> None:
+    made = campaign(backends=({"type": "mariadb", "site": "lyon"},))
+    fits, refused = stats.regressions(frame(made), made.runs)
+    assert fits == []
+    assert {no.reason for no in refused} == {"the client sits beside the only database"}
+
+
+def test_a_client_away_from_its_keystone_is_fitted_on_the_rtt_between_sites() -> None:
+    made = campaign(backends=(MARIADB,), tasks=("keystone/create_and_list_users",))
+    moved = []
+    for run in made.runs:
+        [place] = run.placements
+        update = {"api_site": "nantes", "api_rtt_s": place.database_rtt_s, "database_rtt_s": 0.0}
+        moved.append(run.model_copy(update={"placements": (place.model_copy(update=update),)}))
+    reports = [(run, site, report) for run, (_, site, report) in zip(moved, made.reports, strict=True)]
+    fits, _ = stats.regressions(frame(retabled(made, moved, reports)), moved)
+    assert {fit.against for fit in fits} == {"sites"}
+
+
+def test_a_run_whose_wan_was_not_measured_is_fitted_on_nothing() -> None:
+    made = booted((0.01, 0.025), n=4)
+    bare = [run.model_copy(update={"wan_before": None, "wan_after": None}) for run in made.runs]
+    fits, [refused] = stats.regressions(frame(made), bare)
+    assert (fits, refused.reason) == ([], "its valid runs have one round-trip time only")
