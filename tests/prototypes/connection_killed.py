@@ -1,10 +1,10 @@
-"""A connection that dies between sessions is replaced unseen; one that dies within a transaction is an error, as before.
+"""A connection that dies between sessions is replaced unseen; one that dies in a transaction is an error, as before.
 
 Runs inside the base image under the OpenStack environment's Python, in namespaces of its own (see sandbox.py), with
 sessions of oslo.db's enginefacade over a real MariaDB. Prints one line for each thing seen; ends with a traceback when
 something is not as it should be.
 
-    python connection_killed.py SEED [eventlet]
+    python connection_killed.py [eventlet]
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-if sys.argv[2:] == ["eventlet"]:
+if sys.argv[1:] == ["eventlet"]:
     import eventlet
 
     eventlet.monkey_patch()
@@ -57,8 +57,8 @@ class Context:
 class Database:
     """A MariaDB, the counting proxy before it, and an oslo.db engine over both."""
 
-    def __init__(self, seed: str):
-        self.server = sandbox.MariaDB(seed)
+    def __init__(self) -> None:
+        self.server = sandbox.MariaDB()
         self.server.sql("CREATE DATABASE proto")
         self.proxy = wire.Wire(sandbox.PORT, PROXY_PORT)
         self._facade = enginefacade.transaction_context()
@@ -301,7 +301,7 @@ def main() -> None:
     logger = logging.getLogger("oslo_db.sqlalchemy.roundtrips")
     logger.addHandler(SentAgain())
     logger.setLevel(logging.INFO)
-    database = Database(sys.argv[1])
+    database = Database()
     kill, restart = database.server.kill_connections, database.server.restart
     checks: dict[str, Callable[[], None]] = {
         "requests of a session": lambda: check_requests(database),

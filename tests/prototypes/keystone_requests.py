@@ -1,12 +1,13 @@
 """What Keystone asks its database for a token, its validation and a new user, counted on the wire.
 
-Runs inside the base image under the OpenStack environment's Python, in namespaces of its own (see sandbox.py). Keystone's
-own WSGI application is called in this process; between it and a real MariaDB stands the counting, delaying proxy.
+Runs inside the base image under the OpenStack environment's Python, in namespaces of its own (see sandbox.py).
+Keystone's own WSGI application is called in this process; between it and a real MariaDB stands the counting, delaying
+proxy.
 
-    python keystone_requests.py SEED none|memcached [one-way delay in ms ...]
+    python keystone_requests.py none|memcached [one-way delay in ms ...]
 
-Prints one JSON object: for each API request the database requests in order, and at each delay the least of three durations in seconds
-(what else the machine does only adds).
+Prints one JSON object: for each API request the database requests in order, and at each delay the least of three
+durations in seconds (what else the machine does only adds).
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import bcrypt
 import sandbox
 import wire
 
@@ -60,13 +60,12 @@ def configured(database: sandbox.MariaDB, cache: str) -> None:
         subprocess.Popen(["memcached", "-u", "nobody", "-l", "127.0.0.1"])
         text += MEMCACHED
     (ETC / "keystone.conf").write_text(text)
-    # the seed's password is no hash; bootstrap wants to compare it
-    digest = bcrypt.hashpw(sandbox.PASSWORD.encode(), bcrypt.gensalt(4)).decode()
-    database.sql(f"UPDATE keystone.password SET password_hash = '{digest}'")
+    database.sql("CREATE DATABASE keystone")
     bootstrap = ["bootstrap", "--bootstrap-password", sandbox.PASSWORD, "--bootstrap-region-id", "here"]
     bootstrap += ["--bootstrap-public-url", "http://127.0.0.1:5000/v3"]
-    manage = Path(sys.prefix) / "bin/keystone-manage"
-    subprocess.run([manage, "--config-file", ETC / "keystone.conf", *bootstrap], check=True, stdout=sys.stderr)
+    manage = [Path(sys.prefix) / "bin/keystone-manage", "--config-file", ETC / "keystone.conf"]
+    for command in (["db_sync"], bootstrap):
+        subprocess.run([*manage, *command], check=True, stdout=sys.stderr)
 
 
 class Keystone:
@@ -149,11 +148,11 @@ def measured(keystone: Keystone, proxy: wire.Wire, delays_ms: list[float]) -> di
 
 def main() -> None:
     """See the module."""
-    seed, cache, delays = sys.argv[1], sys.argv[2], [float(text) for text in sys.argv[3:]]
+    cache, delays = sys.argv[1], [float(text) for text in sys.argv[2:]]
     result_file = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the services log is no result
     sandbox.bare_environment()
-    database = sandbox.MariaDB(seed)
+    database = sandbox.MariaDB()
     proxy = wire.Wire(sandbox.PORT, PROXY_PORT)
     configured(database, cache)
     result = measured(Keystone(), proxy, delays)

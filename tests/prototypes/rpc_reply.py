@@ -8,9 +8,13 @@ Runs under the OpenStack environment's Python, with real threads or with eventle
 Prints one JSON object; ends with a traceback when something is not as it should be.
 """
 
+from __future__ import annotations
+
 import json
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 MODEL, EXPECTED = sys.argv[1], (sys.argv[2:] or ["wakes"])[0]
 if MODEL == "eventlet":
@@ -29,7 +33,7 @@ CALLS = 20
 HANDLER_S = 0.01
 
 
-def native_threading():
+def native_threading() -> tuple[Any, Any]:
     """The module with real threads, also where eventlet has put green ones in its place."""
     if MODEL == "eventlet":
         from eventlet import patcher
@@ -41,21 +45,21 @@ def native_threading():
 class Beats:
     """A beat every 10 ms, like a heartbeat's thread; the longest pause between two is what counts."""
 
-    def __init__(self, threads, clock):
+    def __init__(self, threads: Any, clock: Any):
         self.longest = 0.0
         self._on = True
         self._clock = clock
         self._thread = threads.Thread(target=self._run, daemon=True)
 
-    def __enter__(self):
+    def __enter__(self) -> Beats:
         self._thread.start()
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._on = False
         self._thread.join()
 
-    def _run(self):
+    def _run(self) -> None:
         last = self._clock.monotonic()
         while self._on:
             self._clock.sleep(0.01)
@@ -64,8 +68,8 @@ class Beats:
             last = now
 
 
-def later(seconds, act, *args):
-    def run():
+def later(seconds: float, act: Callable[..., object], *args: object) -> threading.Thread:
+    def run() -> None:
         time.sleep(seconds)
         act(*args)
 
@@ -74,7 +78,7 @@ def later(seconds, act, *args):
     return thread
 
 
-def timed(act, *args):
+def timed(act: Callable[..., Any], *args: object) -> tuple[Any, float]:
     start = time.monotonic()
     try:
         return act(*args), time.monotonic() - start
@@ -82,10 +86,10 @@ def timed(act, *args):
         return None, time.monotonic() - start
 
 
-def check_wait():
+def check_wait() -> float:
     """Seconds from a reply's arrival to the end of the wait, the median of CALLS waits."""
     waiters = amqpdriver.ReplyWaiters()
-    late = []
+    late: list[float] = []
     for number in range(CALLS):
         waiters.add(number)
         thread = later(HANDLER_S, waiters.put, number, {"result": number, "ending": True})
@@ -97,7 +101,7 @@ def check_wait():
     return sorted(late)[CALLS // 2]
 
 
-def check_order():
+def check_order() -> None:
     """Messages that came before the look, and several for one call, are had in their order and at once."""
     waiters = amqpdriver.ReplyWaiters()
     waiters.add("m")
@@ -109,7 +113,7 @@ def check_order():
     waiters.put("another", {"result": 0})  # nobody waits for it: dropped, no error
 
 
-def check_timeout():
+def check_timeout() -> float:
     """A call without a reply ends with its error, in time; a late reply harms nobody."""
     waiters = amqpdriver.ReplyWaiters()
     waiters.add("m")
@@ -121,12 +125,12 @@ def check_timeout():
     return took
 
 
-def check_many():
+def check_many() -> float:
     """200 calls at once, each answered from another thread, with replies between look and wait: none is lost."""
     waiters = amqpdriver.ReplyWaiters()
-    results = queue.Queue()
+    results: queue.Queue[tuple[int, Any, float]] = queue.Queue()
 
-    def call(number):
+    def call(number: int) -> None:
         waiters.add(number)
         answer = later(0.0005 * (number % 7), waiters.put, number, {"result": number})
         got, took = timed(waiters.get, number, 10)
@@ -143,7 +147,7 @@ def check_many():
     return max(took for _, _, took in taken)
 
 
-def check_lost_wake_up():
+def check_lost_wake_up() -> float:
     """A message whose wake-up got lost (lp-2035113's kind of trouble) is found all the same, after at most 0.5 s."""
     waiters = amqpdriver.ReplyWaiters()
     waiters.add("m")
@@ -156,14 +160,14 @@ def check_lost_wake_up():
     return took
 
 
-def check_beats():
+def check_beats() -> float:
     """While a call waits, green threads and real threads (a heartbeat in a pthread) go on, also sharing a lock."""
     waiters = amqpdriver.ReplyWaiters()
     waiters.add("m")
     native, clock = native_threading()
     lock = threading.Lock()
 
-    def hold():
+    def hold() -> None:
         for _ in range(50):
             with lock:
                 time.sleep(0.01)
@@ -182,25 +186,29 @@ def check_beats():
 
 
 class Endpoint:
+    """The callee."""
+
     target = oslo_messaging.Target(version="1.0")
 
-    def echo(self, context, number):
+    def echo(self, context: object, number: int) -> int:
         time.sleep(HANDLER_S)
         return number
 
 
-def check_calls():
+def check_calls() -> float:
     """Whole calls through the driver that RabbitMQ's users use, over kombu's broker in memory: median seconds."""
     conf = cfg.CONF
     conf([])
     transport = oslo_messaging.get_rpc_transport(conf, url="kombu+memory:////")
     server = oslo_messaging.get_rpc_server(
-        transport, oslo_messaging.Target(topic="t", server="s"), [Endpoint()],
+        transport,
+        oslo_messaging.Target(topic="t", server="s"),
+        [Endpoint()],
         executor="eventlet" if MODEL == "eventlet" else "threading",
     )
     server.start()
     client = oslo_messaging.get_rpc_client(transport, oslo_messaging.Target(topic="t", version="1.0"), timeout=20)
-    took = []
+    took: list[float] = []
     for number in range(CALLS):
         got, seconds = timed(lambda: client.call({}, "echo", number=number))  # noqa: B023
         assert got == number, got
@@ -210,7 +218,7 @@ def check_calls():
     return sorted(took)[CALLS // 2]
 
 
-def main():
+def main() -> None:
     check_order()
     seen = {
         "wait_s": check_wait(),
@@ -225,4 +233,5 @@ def main():
     print(json.dumps({"model": MODEL, "seen": {key: round(value, 4) for key, value in seen.items()}}))
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""MariaDB with Keystone's tables, for tests inside the base image: its own network, nothing left behind."""
+"""A real MariaDB for tests inside the base image: in the network of this process alone, gone with it."""
 
 from __future__ import annotations
 
@@ -11,33 +11,35 @@ from pathlib import Path
 PORT = 3306
 SOCKET = "/run/mysqld/prototypes.sock"
 DATA = Path("/run/prototypes-data")
+LOG = Path("/run/prototypes-mariadb.log")
 PASSWORD = "for-this-test"
 
 
 class MariaDB:
-    """A server over a copy of the databases' first content."""
+    """A server with empty data, in the network namespace of this process."""
 
-    def __init__(self, seed: str):
+    def __init__(self) -> None:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-        Path("/run/mysqld").mkdir(exist_ok=True)
-        shutil.copytree(seed, DATA)
-        for path in (Path("/run/mysqld"), DATA, *DATA.rglob("*")):
-            shutil.chown(path, "mysql", "mysql")
+        for directory in (Path("/run/mysqld"), DATA):
+            directory.mkdir(exist_ok=True)
+            shutil.chown(directory, "mysql", "mysql")
+        install = ["mariadb-install-db", "--user=mysql", f"--datadir={DATA}", "--skip-test-db"]
+        subprocess.run(install, check=True, stdout=subprocess.DEVNULL)
         self.start()
         self.sql(f"GRANT ALL ON *.* TO keystone@'127.0.0.1' IDENTIFIED BY '{PASSWORD}'")
 
     def start(self) -> None:
         """Start it and wait until it answers."""
         options = [f"--datadir={DATA}", f"--socket={SOCKET}", "--bind-address=127.0.0.1", f"--port={PORT}"]
-        options += ["--innodb-flush-log-at-trx-commit=0", "--innodb-log-file-size=48M", "--skip-name-resolve"]
-        with open("/run/prototypes-mariadb.log", "ab") as log:
+        options += ["--innodb-flush-log-at-trx-commit=0", "--skip-name-resolve"]
+        with LOG.open("ab") as log:
             self._server = subprocess.Popen(
                 ["mariadbd", "--no-defaults", "--user=mysql", *options], stdout=log, stderr=log
             )
         end = time.monotonic() + 60
         while subprocess.run(["mariadb", f"--socket={SOCKET}", "-e", "SELECT 1"], capture_output=True).returncode:
             if time.monotonic() > end or self._server.poll() is not None:
-                raise RuntimeError(Path("/run/prototypes-mariadb.log").read_text(errors="replace")[-2000:])
+                raise RuntimeError(LOG.read_text(errors="replace")[-2000:])
             time.sleep(0.1)
 
     def stop(self) -> None:
