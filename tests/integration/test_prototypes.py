@@ -7,6 +7,7 @@ Each series is applied to a copy of the installed package that stands first on P
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -72,7 +73,6 @@ def run(image: Path, openstack: stack.Environment, patched: Path) -> Run:
         finally:
             work.rmdir()
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-        print(done.stdout)
         return done.stdout
 
     return run
@@ -81,9 +81,11 @@ def run(image: Path, openstack: stack.Environment, patched: Path) -> Run:
 @pytest.mark.parametrize("model", ["threads", "eventlet"])
 def test_a_call_ends_when_its_reply_comes(run: Run, model: str) -> None:
     seen = json.loads(run("rpc_reply.py", model).splitlines()[-1])["seen"]
+    print("patched", model, seen)
     assert seen["wait_s"] < 0.05
     assert seen["call_s"] < 0.2
     before = json.loads(run("rpc_reply.py", model, "polls", release=True).splitlines()[-1])["seen"]
+    print("release", model, before)
     assert 0.4 < before["call_s"] < 0.8
 
 
@@ -102,9 +104,29 @@ def test_keystone_waits_for_statements_only(run: Run, cache: str, waits: dict[st
     steps = json.loads(run("keystone_requests.py", cache, "0", str(delay_ms)).splitlines()[-1])["steps"]
     for step, expected in waits.items():
         kinds = steps[step]["kinds"]
+        print(cache, step, kinds)
         assert "PING" not in kinds
         assert sum(kinds.values()) - kinds["ROLLBACK"] == expected
         seconds = steps[step]["seconds"]
         # a busy machine adds a little to each; the release waits for twice as many
         round_trips = (seconds[str(delay_ms)] - seconds["0"]) / (2 * delay_ms / 1000)
         assert expected * 0.9 <= round_trips < expected * 1.4 + 1, (step, round_trips)
+
+
+@pytest.mark.skipif("PROTOTYPES_MEASURE" not in os.environ, reason="minutes of waiting; PROTOTYPES_MEASURE=1 runs it")
+@pytest.mark.parametrize("cache", ["none", "memcached"])
+def test_before_and_after(run: Run, cache: str) -> None:
+    """The table of docs/prototypes/db-roundtrips.md: seconds at 0, 25 and 50 ms one way, and the slope over the RTT."""
+    slopes: dict[str, list[float]] = {}
+    for release in (True, False):
+        steps = json.loads(run("keystone_requests.py", cache, "0", "25", "50", release=release).splitlines()[-1])[
+            "steps"
+        ]
+        for name, step in steps.items():
+            seconds = [step["seconds"][delay] for delay in ("0", "25", "50")]
+            # least squares over three equally spaced RTTs: the middle one has no weight
+            slopes.setdefault(name, []).append((seconds[2] - seconds[0]) / 0.1)
+            print(
+                cache, name, "release" if release else "patched", step["kinds"], seconds, f"n = {slopes[name][-1]:.1f}"
+            )
+    assert all(after < 0.6 * before for before, after in slopes.values()), slopes
