@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from discovery_deploy import guest, image, stack
+from discovery_deploy import derived, guest, image, stack
 from discovery_deploy.data import data_directory
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.model import Deployment, Strict
 from discovery_deploy.phases import Inputs, digest
 from discovery_deploy.providers.base import Progress
 from discovery_deploy.seed import Content, content_for
+from discovery_deploy.services import SERVICES
+from discovery_deploy.sources import ProjectCode
 
 NOTED = "environments.json"
 """File of a workspace with the environments of its hosts: the cache keeps those."""
@@ -31,6 +33,12 @@ class Environments(Strict):
     """MariaDB's first content."""
     guest: stack.Environment | None = None
     """The guest of virtual machines; None where there are none."""
+    services: dict[str, stack.Environment] = {}
+    """Service -> its environment, derived from `openstack`: with other projects where they are asked for."""
+
+    def service(self, name: str) -> stack.Environment:
+        """The environment that a service runs in."""
+        return self.services.get(name, self.openstack)
 
 
 def variant(services: Sequence[str]) -> image.Variant:
@@ -39,7 +47,12 @@ def variant(services: Sequence[str]) -> image.Variant:
 
 
 def environments(
-    cache: Path, release: str, services: Sequence[str], progress: Progress, guests: bool = False
+    cache: Path,
+    release: str,
+    services: Sequence[str],
+    progress: Progress,
+    guests: bool = False,
+    code: Sequence[ProjectCode] = (),
 ) -> Environments:
     """The environments for services of a release, built when they are not cached: Rally's beside OpenStack's.
 
@@ -49,6 +62,7 @@ def environments(
         services: that are deployed.
         progress: takes one short line per step.
         guests: whether virtual machines run.
+        code: of the projects that are not simply the release's.
     Raises:
         TestbedError: a build failed; when more than one did, all are told.
     """
@@ -56,13 +70,21 @@ def environments(
 
     def with_database() -> tuple[stack.Environment, stack.Environment]:
         openstack = stack.openstack_environment(cache, base, release, progress)
-        return openstack, stack.database_seed(cache, base, openstack, content_for(services), progress)
+        content = content_for(services)
+        schema = [project for project in code if project.record.own_schema]
+        maker = derived.derived_environment(cache, base, openstack, schema, progress) if schema else openstack
+        hash_ = _database_hash(base.name, openstack.hash, content, code)
+        return openstack, stack.database_seed(cache, base, maker, content, progress, hash_)
 
     def others() -> tuple[stack.Environment, stack.Environment | None]:
         return stack.rally_environment(cache, base, progress), guest.guest(cache, base, progress) if guests else None
 
     (openstack, database), (rally, machine) = _beside(with_database, others)
-    return Environments(openstack=openstack, rally=rally, database=database, guest=machine)
+    made = {
+        service: derived.derived_environment(cache, base, openstack, code_of_service(service, code), progress)
+        for service in services
+    }
+    return Environments(openstack=openstack, rally=rally, database=database, guest=machine, services=made)
 
 
 def _beside(first: Callable[[], First], second: Callable[[], Second]) -> tuple[First, Second]:
@@ -97,15 +119,32 @@ def _beside(first: Callable[[], First], second: Callable[[], Second]) -> tuple[F
     return made, results[0]
 
 
-def inputs(release: str, services: Sequence[str], guests: bool = False) -> Inputs:
-    """Hashes of what phases use besides the experiment file, known without building anything."""
+def code_of_service(service: str, code: Sequence[ProjectCode]) -> list[ProjectCode]:
+    """The projects that a service may load: its own and all libraries. Editing Nova restarts no Keystone."""
+    others = {one.project for one in SERVICES.values() if one.name != service}
+    return [project for project in code if project.record.project not in others]
+
+
+def _database_hash(image_hash: str, openstack: str, content: Content, code: Sequence[ProjectCode]) -> str:
+    """Of the databases' first content: the release's, unless a project changes its schema."""
+    changed = {project.record.project: project.record.own_schema for project in code if project.record.own_schema}
+    return stack.database_hash(image_hash, digest(openstack, changed) if changed else openstack, content)
+
+
+def inputs(release: str, services: Sequence[str], guests: bool = False, code: Sequence[ProjectCode] = ()) -> Inputs:
+    """Hashes of what phases use besides the experiment file, known without building anything; as `environments`."""
     base = image.image_hash()
     openstack = stack.environment_hash("openstack", base, release)
-    parts = [openstack, stack.database_hash(base, openstack, content_for(services))]
+    parts = [openstack, _database_hash(base, openstack, content_for(services), code)]
     parts += [guest.guest_hash(base)] if guests else []
+    names = {
+        service: derived.derived_name(openstack, [project.record for project in code_of_service(service, code)])
+        for service in services
+    }
     return Inputs(
         image=image.image_hash(variant(services)),
         openstack="-".join(parts),
+        code=digest(names),
         rally=stack.environment_hash("rally", base),
         playbooks=_tree_hash(data_directory("playbooks")),
     )
@@ -121,7 +160,7 @@ def current() -> frozenset[str]:
     }
     for release in get_args(Deployment.model_fields["release"].annotation):
         openstack = stack.environment_hash("openstack", base, release)
-        names.add(f"environments/openstack-{openstack}")
+        names |= {f"environments/openstack-{openstack}", f"environments/{derived.derived_name(openstack, ())}"}
         for content in get_args(Content):
             names.add(f"environments/database-{stack.database_hash(base, openstack, content)}")
     return frozenset(names)

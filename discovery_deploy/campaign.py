@@ -151,7 +151,9 @@ def _level_label(path: str, level: Any) -> str:
     """Such as mariadb@paris, galera, 25 ms, cache none, default delay 25 ms loss 1 %, sites paris+lyon."""
     place = parse_path(path)
     key = "site" if place[:-1] == ("sites",) else _last_key(path)
-    if isinstance(level, dict) and "type" in level:
+    if path in ("deployment.sources", "deployment.patches"):
+        text = "+".join(f"{project} {_origin(of)}" for project, of in (level or {}).items()) or f"no {key}"
+    elif isinstance(level, dict) and "type" in level:
         text = _shown(level)
     elif isinstance(level, dict) and "name" not in level:
         text = " ".join([key, *(f"{name} {_shown(value)}" for name, value in level.items())])
@@ -180,6 +182,12 @@ def sites_of_settings(experiment: Experiment) -> tuple[str, ...]:
     if not any(parse_path(factor.path)[0] == "sites" for factor in experiment.campaign.factors):
         return experiment.site_names
     return tuple(dict.fromkeys(name for one in settings(experiment) for name in one.experiment.site_names))
+
+
+def _origin(level: Any) -> str:
+    """Last word of where a project's code or patches come from: rpc-reply for prototypes/rpc-reply."""
+    text = (level.get("ref") or next(iter(level.values()), "")) if isinstance(level, dict) else level
+    return str(text).rstrip("/").rsplit("/", 1)[-1]
 
 
 def runs(experiment: Experiment, of: Sequence[Setting] | None = None) -> tuple[Run, ...]:

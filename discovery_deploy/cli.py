@@ -18,7 +18,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from discovery_deploy import __version__, cache, commands, config, doctor, opening, smoke, smoke_acts, stack
+from discovery_deploy import (
+    __version__,
+    cache,
+    commands,
+    config,
+    doctor,
+    opening,
+    patch_commands,
+    smoke,
+    smoke_acts,
+    stack,
+)
 from discovery_deploy.driver import Driver
 from discovery_deploy.errors import EXIT_BUG, EXIT_TESTBED, DiscoveryError, InterruptedByUserError
 from discovery_deploy.phases import Phase
@@ -38,6 +49,7 @@ app = typer.Typer(
 
 cache_app = typer.Typer(no_args_is_help=True, help="What was built once for all experiments of this machine.")
 app.add_typer(cache_app, name="cache")
+app.add_typer(patch_commands.app, name="patch")
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The experiment file.", show_default=False)]
 Folder = Annotated[
@@ -92,9 +104,11 @@ def _driver(
     workspace = opening.workspace_of(opened, folder)
     announce = _announcer(verbose)
     with workspace.lock():
+        code = opening.code_resolver(opened, announce.line)
+        opening.check_code(opened, code)
         opening.keep_source(workspace, opened)
         provider = provider_named(opened.experiment.provider.type)
-        testbed = Testbed(opened.experiment, workspace, provider, announce, take_over)
+        testbed = Testbed(opened.experiment, workspace, provider, announce, take_over, code)
         try:
             yield Driver(testbed, opened.source, retry_invalid)
         except KeyboardInterrupt:
@@ -111,8 +125,13 @@ def _driver(
 
 @app.command()
 def check(file: File) -> None:
-    """Check an experiment file; touches nothing, reports all mistakes at once."""
+    """Check an experiment file, its sources and patches; touches no host, reports all mistakes at once."""
     opened = opening.open_experiment(file)
+    announce = _announcer(False)
+    try:
+        opening.check_code(opened, opening.code_resolver(opened, announce.line))
+    finally:
+        announce.stop()
     experiment = opened.experiment
     settings, runs = opening.size(experiment)
     console.print(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from discovery_deploy import campaign_mistakes, mistakes
@@ -69,6 +69,12 @@ def parse(text: str, file: str, tasks: Mapping[str, TaskTemplate] | None = None)
     if placed or experiment is None:
         raise _refusal(file, [(position, _told(mistake)) for position, mistake in placed])
     return experiment
+
+
+def refusal(text: str, file: str, found: Iterable[Mistake]) -> ExperimentError:
+    """The error that tells mistakes, found later, at their places in the text of a file that `parse` accepted."""
+    document = Document(text)
+    return _refusal(file, [(document.position(mistake.path), _told(mistake)) for mistake in found])
 
 
 def _told(mistake: Mistake) -> str:

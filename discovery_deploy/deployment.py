@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from discovery_deploy.deployment_mistakes import service_mistakes
 from discovery_deploy.references import refuse
 from discovery_deploy.services import ServiceName
+from discovery_deploy.source_model import Project, Source, Text
 from discovery_deploy.strict import Count, Name, Once, Strict
 
 
@@ -95,6 +96,15 @@ class Deployment(Strict):
     )
     site_overrides: dict[str, Overrides] = Field(
         {}, description="Site -> the same for its hosts only, on top of `overrides`."
+    )
+
+    sources: dict[Project, Source] = Field(
+        {}, description="Project -> where its code comes from; a project that is not named is the release's."
+    )
+    patches: dict[Project, Text] = Field(
+        {},
+        description="Project -> directory of a patch series (it holds a file `series`) on top of that; relative paths "
+        "begin at the experiment file.",
     )
 
     @model_validator(mode="after")

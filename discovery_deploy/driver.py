@@ -20,7 +20,7 @@ from discovery_deploy.model import Scenario
 from discovery_deploy.phases import digest
 from discovery_deploy.provenance import machine_facts, tool_commit
 from discovery_deploy.providers.base import Lease
-from discovery_deploy.records import HostFacts, Provenance, RouterFacts, RunRecord
+from discovery_deploy.records import HostFacts, ProjectRecord, Provenance, RouterFacts, RunRecord
 from discovery_deploy.smoke import SmokeRecord
 from discovery_deploy.smoke_acts import Smoke, raise_on_problems
 from discovery_deploy.testbed import Testbed
@@ -239,6 +239,7 @@ class Driver:
             machine_load=(round(load_before, 2), round(os.getloadavg()[0], 2)),
             wan_before=before,
             wan_after=after,
+            code=testbed.proved,
             files={result.site: result.site for result in results},
         )
         self.workspace.save(f"runs/{run.id}/record.json", record)
@@ -310,10 +311,16 @@ class Driver:
             wan_router=router.text if router else "not known (the run did not come to its end)",
             machine=machine_facts(),
             hashes={**inputs.model_dump(), "experiment file": digest(self.source)},
+            projects=self._projects(),
             hosts=tuple(facts),
             phase_seconds=self.testbed.state.seconds,
             finished_at=now(),
         )
+
+    def _projects(self) -> dict[str, tuple[ProjectRecord, ...]]:
+        """Label of a setting -> the projects whose code is not simply the release's."""
+        code = {setting.record.label: self.testbed.code(setting.experiment.deployment) for setting in self.settings}
+        return {label: tuple(project.record for project in projects) for label, projects in code.items() if projects}
 
     def iterations(self, records: Sequence[RunRecord]) -> pa.Table:
         """Every iteration and atomic action of these runs (`rally.schema`)."""

@@ -241,12 +241,13 @@ def homes_of(key: str) -> tuple[str, ...]:
 
 
 def objects(path: str = "", model: type[Strict] = Experiment) -> Iterator[tuple[str, type[Strict]]]:
-    """Every object of an experiment file, as (path, model), in the order of the file; "[]" stands for an item."""
+    """Every object of an experiment file, as (path, model), in the order of the file; "[]" is an item or a key."""
     yield path, model
     for key, field in keys_of(model).items():
         below = f"{path}.{key}" if path else key
         for kind in alternatives(field.annotation):
             items = get_args(kind)[:1] if get_origin(kind) is tuple else (kind,)
+            items = get_args(kind)[1:] if get_origin(kind) is dict else items
             for item in items:
                 if is_model(item):
                     yield from objects(below if item is kind else f"{below}[]", item)

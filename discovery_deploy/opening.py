@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from discovery_deploy import campaign, config, rally
+from discovery_deploy import campaign, config, rally, sources, stack
 from discovery_deploy.errors import ExperimentError, StateError
+from discovery_deploy.fields import parse_path
+from discovery_deploy.image import Progress
 from discovery_deploy.model import Experiment, Strict
+from discovery_deploy.references import Mistake, Place
+from discovery_deploy.sources import Resolver, SourcesError
 from discovery_deploy.workspace import Workspace, write_file
 
 COPY = "experiment.yaml"
@@ -26,6 +30,38 @@ def open_experiment(path: Path) -> Opened:
     """Read and check an experiment file. Raises ExperimentError with all mistakes."""
     experiment = config.load(path, rally.load_tasks())
     return Opened(experiment=experiment, source=path.read_text(encoding="utf-8"), path=path)
+
+
+def check_code(opened: Opened, resolver: Resolver) -> None:
+    """Fetch and patch the projects of every setting, so that what is wrong with them is told before anything is done.
+
+    Raises:
+        ExperimentError: every mistake, at its place in the experiment file; those of patches also at theirs.
+    """
+    found: dict[Mistake, None] = {}
+    for setting in campaign.settings(opened.experiment):
+        try:
+            resolver(setting.experiment.deployment)
+        except SourcesError as error:
+            for mistake in error.mistakes:
+                found[Mistake(_written_at(opened.experiment, setting, mistake.path), mistake.message)] = None
+    if found:
+        raise config.refusal(opened.source, str(opened.path), found)
+
+
+def _written_at(experiment: Experiment, setting: campaign.Setting, place: Place) -> Place:
+    """Where the file says what a setting has at a place: in the level of a factor, or there."""
+    for index, factor in enumerate(experiment.campaign.factors):
+        varied = parse_path(factor.path)
+        if place[: len(varied)] == varied:
+            level = factor.levels.index(setting.record.values[factor.path])
+            return ("campaign", "factors", index, "levels", level, *place[len(varied) :])
+    return place
+
+
+def code_resolver(opened: Opened, progress: Progress) -> Resolver:
+    """Finds the code of a deployment's projects; relative paths begin at the experiment file."""
+    return sources.remembered(opened.path.parent, stack.cache_directory(), progress)
 
 
 def size(experiment: Experiment) -> tuple[int, int]:

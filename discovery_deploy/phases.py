@@ -26,6 +26,8 @@ class Inputs(Strict):
     openstack: str
     rally: str
     playbooks: str
+    code: str = ""
+    """Of the environments that the services run in."""
 
 
 class PhaseRecord(Strict):
@@ -43,15 +45,26 @@ class State(Strict):
     phases: dict[Phase, PhaseRecord] = {}
     deployed: str | None = None
     """Hash of the deploy phase whose work (all or part of it) is on the hosts now."""
+    standing: dict[str, str] = {}
+    """That hash -> the same without the projects' code (`standing_hash`)."""
     seconds: dict[str, float] = {}
     """Phase -> seconds of its last complete execution."""
 
-    def started(self, phase: Phase, wanted: str, at: str) -> State:
-        """The state when a phase begins: it and all later ones are no longer done."""
+    def started(self, phase: Phase, wanted: str, at: str, standing: str = "") -> State:
+        """The state when a phase begins: it and all later ones are no longer done.
+
+        Args:
+            phase: that begins.
+            wanted: its hash.
+            at: time.
+            standing: of the deployment that `deploy` brings.
+        """
         kept = {name: record for name, record in self.phases.items() if PHASES.index(name) < PHASES.index(phase)}
         kept[phase] = PhaseRecord(hash=wanted, status="started", at=at)
-        deployed = wanted if phase == "deploy" else self.deployed
-        return self.model_copy(update={"phases": kept, "deployed": deployed})
+        update: dict[str, Any] = {"phases": kept}
+        if phase == "deploy":
+            update |= {"deployed": wanted, "standing": {wanted: standing} if standing else {}}
+        return self.model_copy(update=update)
 
     def done(self, phase: Phase, at: str, seconds: float) -> State:
         """The state when a phase has ended well."""
@@ -82,7 +95,9 @@ def phase_slice(phase: Phase, experiment: Experiment, inputs: Inputs) -> dict[st
             "playbooks": inputs.playbooks,
         }
     if phase == "deploy":
-        return {"deployment": asked["deployment"]}
+        # which projects are another's is in the hash of their code: what was edited counts, not what it is called
+        kept = {key: value for key, value in asked["deployment"].items() if key not in ("sources", "patches")}
+        return {"deployment": kept, "code": inputs.code}
     network = asked["network"]
     if phase == "constrain":
         return {"default": network["default"], "constraints": network["constraints"]}
@@ -109,6 +124,24 @@ def stale_phases(state: State, wanted: Mapping[Phase, str], until: Phase = "veri
     return ()
 
 
-def must_destroy(state: State, wanted: Mapping[Phase, str]) -> bool:
-    """Whether another deployment (or part of one) is on the hosts and must go before this one comes."""
-    return state.deployed is not None and state.deployed != wanted["deploy"]
+def standing_hash(experiment: Experiment, inputs: Inputs) -> str:
+    """Hash of a deployment without the code of its projects.
+
+    While it stays, a deployment can be brought from one code to another where it is: the roles write the path of each
+    service's environment into its unit, and restart those units that change. What databases hold at first is not code:
+    it is in `inputs.openstack`.
+    """
+    return wanted_hashes(experiment, inputs.model_copy(update={"code": ""}))["deploy"]
+
+
+def must_destroy(state: State, wanted: Mapping[Phase, str], standing: str = "") -> bool:
+    """Whether another deployment (or part of one) is on the hosts and must go before this one comes.
+
+    Args:
+        state: as recorded.
+        wanted: hashes of this one.
+        standing: its `standing_hash`; "" when only the very same may stay.
+    """
+    if state.deployed is None or state.deployed == wanted["deploy"]:
+        return False
+    return not standing or state.standing.get(state.deployed) != standing

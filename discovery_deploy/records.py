@@ -50,6 +50,36 @@ class Placement(Strict):
         return value
 
 
+class ProjectRecord(Strict):
+    """Where the code of a project came from, and which files came of it."""
+
+    project: str
+    """Canonical name, such as oslo-messaging."""
+    version: str
+    """What it is called in its environment."""
+    source: str
+    """For a person, with what pins it: a hash, a commit."""
+    patches: tuple[str, ...] = ()
+    """Applied to that, in order."""
+    tree: str
+    """SHA-256 over all its files (`patch_series.tree_hash`)."""
+    own_schema: str = ""
+    """Hash of what it puts into databases at first, when that is not the release's."""
+
+
+class HostCode(Strict):
+    """What a host proved about the code that its services run."""
+
+    projects: dict[str, str]
+    """Service unit, project -> tree hash: "keystone.service oslo-db"."""
+    processes: int
+    """Processes of services that were looked at."""
+    modules: int
+    """Files of Python code that these processes have loaded, each compared with the manifest."""
+    files: int
+    """Files on the host that were compared with the manifest."""
+
+
 class RunRecord(Strict):
     """One run: scenario x setting x repetition."""
 
@@ -74,6 +104,8 @@ class RunRecord(Strict):
     """Load average (1 minute) of the driving machine before and after; on provider `local` it is the hosts' too."""
     wan_before: WanReport | None
     wan_after: WanReport | None
+    code: dict[str, HostCode] = {}
+    """Host -> what was proved after the run about the code of its services."""
     files: dict[str, str] = {}
     """Bench site -> folder (relative to the record) with rally.json, rally.html and rally.log of that site."""
 
@@ -125,6 +157,8 @@ class Provenance(Strict):
     """Facts of the machine: cpu, cores, memory, kernel, os."""
     hashes: dict[str, str]
     """What was content-addressed: base image, OpenStack lock, Rally lock, experiment file..."""
+    projects: dict[str, tuple[ProjectRecord, ...]] = {}
+    """Label of a setting -> the projects whose code is not simply the release's."""
     hosts: tuple[HostFacts, ...]
     phase_seconds: dict[str, float]
     """Phase -> seconds of its last execution."""

@@ -53,10 +53,13 @@ computes: {fake: 4}
 placement: {glance: [rennes]}
 overrides: {nova: {DEFAULT: {rpc_response_timeout: 120}}}
 site_overrides: {rennes: {glance: {DEFAULT: {debug: true}}}}
+sources: {oslo.db: {checkout: ../oslo.db}}
+patches: {oslo.messaging: prototypes/rpc-reply}
 """,
     "deployment.topology": "type: cells\nsite: lyon\n",
     "deployment.computes": "fake: 10\nlibvirt: 1\n",
     "deployment.backend": "type: mariadb\nsite: lyon\n",
+    "deployment.sources[]": "git: https://opendev.org/openstack/oslo.db\nref: stable/2025.1\n",
     "campaign": """\
 load: light
 bench_site: nantes
@@ -215,6 +218,9 @@ def _takes(prop: dict[str, Any], path: str) -> str:
         if "prefixItems" in prop:
             return f"list of {len(prop['prefixItems'])} names"
         return f"list of {_takes(prop['items'], f'{path}[]').replace('object,', 'objects,').replace(' or ', ', ')}"
+    inner: dict[str, Any] = next(iter(prop.get("patternProperties", {}).values()), {})
+    if "$ref" in inner:
+        return f"keys with {_takes(inner, f'{path}[]').replace('object,', 'objects,')}"
     if kind == "integer":
         return f"whole number, {prop['minimum']} to {prop['maximum']}"
     if kind == "string":

@@ -100,7 +100,7 @@ class ServiceVariables:
             "keystone_service_password": self.secrets.service_password,
         }
         for name in self._services():
-            told[f"{name}_environment"] = environments.openstack.path
+            told[f"{name}_environment"] = environments.service(name).path
             told[f"{name}_workers"] = self.experiment.deployment.workers
             if SERVICES[name].user:
                 told[f"{name}_password"] = self.secrets.service_password
@@ -111,7 +111,7 @@ class ServiceVariables:
             told["glance_store_images"] = []
         if "nova" in self._services():
             told["nova_compute_guest"] = environments.guest.path if environments.guest else ""
-            told["nova_compute_environment"] = environments.openstack.path
+            told["nova_compute_environment"] = environments.service("nova").path
             told["nova_compute_password"] = self.secrets.service_password
         if self.found.clouds():
             told["cloud_content_password"] = self.secrets.admin_password

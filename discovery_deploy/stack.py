@@ -116,7 +116,7 @@ def rally_environment(cache: Path, image: Path, progress: Progress) -> Environme
 
 
 def database_seed(
-    cache: Path, image: Path, openstack: Environment, content: Content, progress: Progress
+    cache: Path, image: Path, openstack: Environment, content: Content, progress: Progress, hash_: str = ""
 ) -> Environment:
     """MariaDB's data directory with the tables of an OpenStack environment, made by its own tools if not cached.
 
@@ -129,17 +129,19 @@ def database_seed(
         openstack: whose tools make the tables.
         content: which services' tables.
         progress: takes one short line per step.
+        hash_: that it is known by; default: that of image, environment and content.
     Raises:
         TestbedError: the build failed; the end of its output is quoted.
     """
     cache, image = cache.absolute(), image.absolute()
-    hash_ = database_hash(image.name, openstack.hash, content)
+    hash_ = hash_ or database_hash(image.name, openstack.hash, content)
     target = cache / "environments" / f"database-{hash_}"
 
     def build(partial: Path) -> None:
         progress("making the databases' first content")
         variables = {"OPENSTACK": openstack.path, "HOME": "/root"}
-        build_inside(cache, image, partial, target.name, seed_script(content), variables, {}, progress)
+        binds = {cache / "environments" / openstack.name: HOST_DIRECTORY / openstack.name}
+        build_inside(cache, image, partial, target.name, seed_script(content), variables, binds, progress)
 
     made_once(target, build, "the databases' first content", progress)
     version = (target / "version").read_text(encoding="utf-8").strip()
@@ -280,12 +282,23 @@ def build_inside(
     binds: Mapping[Path, Path],
     progress: Progress,
 ) -> None:
-    """Run a build script inside the image; it writes into `$PREFIX`, which is `partial` here."""
+    """Run a build script inside the image; it writes into `$PREFIX`, which is `partial` here.
+
+    Args:
+        cache: directory of the cache; the log is in its `logs/`.
+        image: base tree.
+        partial: directory that is filled.
+        name: what it will be called; hosts see it under that name below /opt/discovery-deploy.
+        script: shell text.
+        variables: its environment besides PATH, LANG and PREFIX.
+        binds: path here (absolute) -> path inside, visible both ways.
+        progress: takes one short line per step.
+    Raises:
+        TestbedError: it failed; the end of its output is quoted.
+    """
     partial.mkdir(exist_ok=True)
     certificates = certificate_bundle()
     inside = {**binds, partial: HOST_DIRECTORY / name}
-    for other in sorted((cache / "environments").glob("openstack-*")):
-        inside[other] = HOST_DIRECTORY / other.name
     environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
     environment |= {"PREFIX": str(HOST_DIRECTORY / name), "HOME": "/root", **variables}
     if certificates is not None:

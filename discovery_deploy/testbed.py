@@ -19,17 +19,30 @@ from discovery_deploy import (
     image,
     inventory,
     measure,
+    proof,
     smoke,
+    sources,
     stack,
     variables,
     wan,
     wan_readback,
 )
 from discovery_deploy.campaign import Setting
-from discovery_deploy.errors import StateError
-from discovery_deploy.model import Experiment, Strict
-from discovery_deploy.phases import PHASES, Inputs, Phase, State, digest, must_destroy, stale_phases, wanted_hashes
+from discovery_deploy.errors import StateError, TestbedError
+from discovery_deploy.model import Experiment
+from discovery_deploy.phases import (
+    PHASES,
+    Inputs,
+    Phase,
+    State,
+    digest,
+    must_destroy,
+    stale_phases,
+    standing_hash,
+    wanted_hashes,
+)
 from discovery_deploy.providers.base import Lease, ProviderInterface
+from discovery_deploy.records import HostCode
 from discovery_deploy.remote import Remote, ssh_config_text
 from discovery_deploy.workspace import Workspace, now, write_file
 
@@ -56,39 +69,16 @@ class Announcer(Protocol):
         """The phase has ended well."""
 
 
-def wan_summary(report: wan.WanReport) -> str:
-    """One line: how many ordered pairs, and how far the medians are from asked."""
-    if report.problems:
-        return f"{len(report.problems)} problems, the first: {report.problems[0]}"
-    errors_s = [
-        abs(pair.measured.rtt_median_s - report.base_rtt_s - pair.asked_rtt_s)
-        for pair in report.pairs
-        if pair.measured.rtt_median_s is not None
-    ]
-    return f"{len(report.pairs)} ordered pairs as asked, largest RTT error {max(errors_s, default=0.0) * 1e3:.2f} ms"
-
-
-class AppliedPath(Strict):
-    """The shape that was put on one ordered pair of sites."""
-
-    source: str
-    destination: str
-    shape: wan.PathShape
-
-
-class AppliedShapes(Strict):
-    """What was last put on the WAN."""
-
-    paths: tuple[AppliedPath, ...]
-
-
 class Testbed:
     """Hosts, deployment and WAN of one experiment.
 
     Args:
         experiment: as in the file (settings substitute factor levels in it).
         workspace: locked by the caller.
+        provider: of its hosts.
+        announce: told what is being done.
         take_over: whether to take hosts that another workspace has reserved.
+        code: finds the code of a deployment's projects; default: relative paths begin at the working directory.
     """
 
     __test__ = False
@@ -100,6 +90,7 @@ class Testbed:
         provider: ProviderInterface,
         announce: Announcer,
         take_over: bool = False,
+        code: sources.Resolver | None = None,
     ) -> None:
         self.experiment = experiment
         self.take_over = take_over
@@ -107,7 +98,10 @@ class Testbed:
         self.provider = provider
         self.announce = announce
         self.cache = stack.cache_directory()
+        self.code = code or sources.remembered(Path(), self.cache, announce.line)
         self._inputs: dict[str, Inputs] = {}
+        self.proved: dict[str, HostCode] = {}
+        """Host -> what was proved at the last verification about the code of its services."""
         self._state: State | None = None
         self._checked_alive = False
 
@@ -161,7 +155,8 @@ class Testbed:
         key = deployment.model_dump_json()
         if key not in self._inputs:
             guests = bool(deployment.computes.libvirt)
-            self._inputs[key] = builds.inputs(deployment.release, deployment.services, guests)
+            code = self.code(deployment)
+            self._inputs[key] = builds.inputs(deployment.release, deployment.services, guests, code)
         return self._inputs[key]
 
     def wanted(self, experiment: Experiment) -> dict[Phase, str]:
@@ -223,17 +218,18 @@ class Testbed:
             "deploy": self._deploy,
             "constrain": self._constrain,
         }
+        standing = standing_hash(setting.experiment, self.inputs(setting.experiment))
         report: wan.WanReport | None = None
         for phase in self.stale(setting, until):
             self.announce.phase(phase, setting.record.label if phase in ("deploy", "constrain", "verify") else "")
             started = time.monotonic()
-            if phase == "deploy" and must_destroy(self.state, wanted):
+            if phase == "deploy" and must_destroy(self.state, wanted, standing):
                 self._destroy(setting.experiment)
-            self._keep(self.state.started(phase, wanted[phase], now()))
+            self._keep(self.state.started(phase, wanted[phase], now(), standing))
             self.workspace.note("phase started", phase=phase, hash=wanted[phase], setting=setting.record.label)
             if phase == "verify":
                 report = self.verify(setting.experiment)
-                detail = wan_summary(report)
+                detail = wan.summary(report)
             else:
                 detail = acts[phase](setting.experiment)
             seconds = round(time.monotonic() - started, 3)
@@ -259,6 +255,7 @@ class Testbed:
             self._keep(self.state.model_copy(update={"deployed": None}))
         control = control_sockets(self.workspace)
         control.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (control / "workspace").write_text(str(self.workspace.path))  # never empty: no other release removes it
         hosts = [(host.name, host.management_address) for host in lease.hosts]
         write_file(self.workspace.ssh_config, ssh_config_text(hosts, self.workspace.key, control), 0o600)
         self._checked_alive = True
@@ -266,10 +263,9 @@ class Testbed:
 
     def environments(self, experiment: Experiment) -> builds.Environments:
         """The Python environments of the hosts, built when they are not cached."""
-        deployment = experiment.deployment
-        return builds.environments(
-            self.cache, deployment.release, deployment.services, self.announce.line, bool(deployment.computes.libvirt)
-        )
+        asked, guests = experiment.deployment, bool(experiment.deployment.computes.libvirt)
+        code = self.code(asked)
+        return builds.environments(self.cache, asked.release, asked.services, self.announce.line, guests, code)
 
     def _playbook(self, name: str, experiment: Experiment, limit_s: float = 900.0) -> ansible.PlaybookResult:
         lease = self.lease
@@ -290,7 +286,7 @@ class Testbed:
     def _shape(self, shapes: Shapes) -> None:
         """Bring the WAN to these shapes: by changes that lose no packet where it is known what is there."""
         lease = self.lease
-        known = self.workspace.load(SHAPES, AppliedShapes)
+        known = self.workspace.load(SHAPES, wan.AppliedShapes)
         # What is there is unknown from before the change until after it.
         (self.workspace.path / SHAPES).unlink(missing_ok=True)
         old = {(path.source, path.destination): path.shape for path in known.paths} if known else {}
@@ -307,9 +303,9 @@ class Testbed:
         if program:
             self.provider.shape(lease, program)
         paths = [
-            AppliedPath(source=pair[0], destination=pair[1], shape=shape) for pair, shape in sorted(shapes.items())
+            wan.AppliedPath(source=pair[0], destination=pair[1], shape=shape) for pair, shape in sorted(shapes.items())
         ]
-        self.workspace.save(SHAPES, AppliedShapes(paths=tuple(paths)))
+        self.workspace.save(SHAPES, wan.AppliedShapes(paths=tuple(paths)))
 
     def _flatten(self, experiment: Experiment) -> None:
         """No constraint between sites while a deployment is made or taken away."""
@@ -340,6 +336,7 @@ class Testbed:
         self._keep(self.state.model_copy(update={"deployed": None}))
 
     def _deploy(self, experiment: Experiment) -> str:
+        self.workspace.save(builds.NOTED, self.environments(experiment))
         self._flatten(experiment)
         self._playbook("deploy", experiment)
         lease, password = self.lease, self.secrets.admin_password
@@ -371,7 +368,8 @@ class Testbed:
         return f"{len(shapes)} ordered pairs of sites shaped"
 
     def verify(self, experiment: Experiment) -> wan.WanReport:
-        """Read the WAN back and measure it: asked against measured; what is out of tolerance is measured once more."""
+        """Prove which code runs, then measure the WAN: asked against measured; what is out of tolerance once more."""
+        self._prove(experiment)
         lease, shapes = self.lease, self.shapes(experiment)
 
         def readback() -> tuple[str, ...]:
@@ -387,6 +385,19 @@ class Testbed:
         return measure.verify_wan(
             self.remote, points, shapes, experiment.network.verify, readback=readback, shared_clock=local
         )
+
+    def _prove(self, experiment: Experiment) -> None:
+        """Let every host prove which code its services run. Raises TestbedError; then it must be deployed anew."""
+        environments = self.environments(experiment)
+        hosts = proof.services_of_hosts(experiment)
+        services = {service: environments.service(service) for own in hosts.values() for service in own}
+        try:
+            self.proved = proof.prove(self.remote, hosts, services, self.cache)
+        except TestbedError as error:
+            self.workspace.note("the code is not as asked", what=str(error).splitlines())
+            kept = {name: done for name, done in self.state.phases.items() if name in ("reserve", "prepare")}
+            self._keep(self.state.model_copy(update={"phases": kept, "deployed": UNKNOWN}))
+            raise
 
     def collect(self, experiment: Experiment) -> dict[str, dict[str, Any]]:
         """Host -> its facts (OS, kernel, CPU, versions), asked from the host itself."""

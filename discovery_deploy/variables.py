@@ -84,9 +84,8 @@ class Built(Protocol):
 class EnvironmentsInterface(Protocol):
     """The environments that roles use."""
 
-    @property
-    def openstack(self) -> Built:
-        """OpenStack's Python environment."""
+    def service(self, name: str) -> Built:
+        """The Python environment of an OpenStack service."""
 
     @property
     def rally(self) -> Built:

@@ -349,3 +349,29 @@ def unmeasured(pair: Pair) -> PairMeasurement:
         rtt_p99_s=None,
         rtt_max_s=None,
     )
+
+
+def summary(report: WanReport) -> str:
+    """One line: how many ordered pairs, and how far the medians are from asked."""
+    if report.problems:
+        return f"{len(report.problems)} problems, the first: {report.problems[0]}"
+    errors_s = [
+        abs(pair.measured.rtt_median_s - report.base_rtt_s - pair.asked_rtt_s)
+        for pair in report.pairs
+        if pair.measured.rtt_median_s is not None
+    ]
+    return f"{len(report.pairs)} ordered pairs as asked, largest RTT error {max(errors_s, default=0.0) * 1e3:.2f} ms"
+
+
+class AppliedPath(Strict):
+    """The shape that was put on one ordered pair of sites."""
+
+    source: str
+    destination: str
+    shape: PathShape
+
+
+class AppliedShapes(Strict):
+    """What was last put on the WAN."""
+
+    paths: tuple[AppliedPath, ...]

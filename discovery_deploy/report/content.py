@@ -404,6 +404,17 @@ def provenance_view(provenance: Provenance, runs: Sequence[RunRecord]) -> dict[s
         "hashes": list(provenance.hashes.items()),
         "phases": [(phase, text.seconds(value)) for phase, value in provenance.phase_seconds.items()],
         "hosts": provenance.hosts,
+        "projects": [
+            {
+                "setting": label or "the one setting",
+                "project": f"{project.project} {project.version}",
+                "source": project.source,
+                "patches": ", ".join(project.patches) or "none",
+                "tree": project.tree,
+            }
+            for label, projects in provenance.projects.items()
+            for project in projects
+        ],
         "packages": [
             {"name": name, "version": version, "hosts": "all hosts" if len(hosts) == everywhere else ", ".join(hosts)}
             for name, versions in sorted(packages.items())

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import builds, cache, image, machine
+from discovery_deploy import builds, cache, derived, image, machine
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.services import SERVICES
 
@@ -98,8 +98,9 @@ def test_this_version_s_things_are_those_that_it_would_build() -> None:
         assert names >= {
             *(f"images/{inputs.image}", f"environments/rally-{inputs.rally}"),
             *(f"environments/openstack-{openstack}", f"environments/database-{database}"),
+            f"environments/{derived.derived_name(openstack, ())}",
         }
-    assert len(names) == 7  # and the guest: nothing else is kept
+    assert len(names) == 8  # and the guest: nothing else is kept
 
 
 def test_two_builds_go_side_by_side() -> None:

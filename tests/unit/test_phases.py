@@ -17,6 +17,7 @@ from discovery_deploy.phases import (
     must_destroy,
     phase_slice,
     stale_phases,
+    standing_hash,
     wanted_hashes,
 )
 
@@ -131,3 +132,32 @@ def test_what_is_spread_otherwise_is_deployed_again_and_other_services_are_prepa
     wanted = wanted_hashes(Experiment.model_validate(written), INPUTS)
     assert stale_phases(state, wanted)[0] == first
     assert must_destroy(state, wanted)
+
+
+def test_other_code_is_deployed_over_what_is_there() -> None:
+    edited = INPUTS.model_copy(update={"code": "edited"})
+    first, standing = wanted_hashes(experiment(), INPUTS), standing_hash(experiment(), INPUTS)
+    state = State().started("deploy", first["deploy"], "t", standing)
+    wanted = wanted_hashes(experiment(), edited)
+    assert wanted["prepare"] == first["prepare"]
+    assert wanted["deploy"] != first["deploy"]
+    assert standing_hash(experiment(), edited) == standing
+    assert not must_destroy(state, wanted, standing_hash(experiment(), edited))
+    state = state.started("deploy", wanted["deploy"], "t", standing)
+    assert not must_destroy(state, first, standing), "and back"
+
+
+def test_another_deployment_or_schema_is_not_deployed_over_what_is_there() -> None:
+    first = wanted_hashes(experiment(), INPUTS)
+    state = State().started("deploy", first["deploy"], "t", standing_hash(experiment(), INPUTS))
+    schema = INPUTS.model_copy(update={"openstack": "other", "code": "edited"})
+    assert must_destroy(state, wanted_hashes(experiment(), schema), standing_hash(experiment(), schema))
+    unknown = state.model_copy(update={"deployed": "unknown"})
+    assert must_destroy(unknown, first, standing_hash(experiment(), INPUTS))
+
+
+def test_what_projects_are_called_changes_nothing() -> None:
+    asked = experiment().model_dump(mode="json", by_alias=True)
+    asked["deployment"]["patches"] = {"oslo.db": "somewhere"}
+    renamed = Experiment.model_validate(asked)
+    assert wanted_hashes(renamed, INPUTS) == wanted_hashes(experiment(), INPUTS)
