@@ -21,8 +21,8 @@ LAYERS = (
     " crossings inventory patch_series rally records report rtts seed service_variables smoke stats topology"
     " unified_diff variables wan wan_readback",
     "ansible bench cgroups clients cloud_probe code_proof code_recorder containers derived git_trees guest image"
-    " installed_code machine measure nspawn probe proof provenance providers remote site_networks sources stack wan_router"
-    " wan_uml working_copy workspace",
+    " installed_code machine measure nspawn probe proof provenance providers remote site_networks sources stack"
+    " wan_router wan_uml working_copy workspace",
     "builds cache commands doctor driver opening patch_commands phases progress smoke_acts testbed",
     "__main__ cli",
 )
