@@ -170,7 +170,10 @@ def loaded_problems(process: Process, environment: Environment) -> tuple[list[st
     homes = {report["environment"] for report in reports if "environment" in report}
     if not homes:
         return [f"{who}: was not started from {environment.path}: it reports nothing"], set()
-    problems = [f"{who}: was started from {home}, not from {environment.path}" for home in homes - {environment.path}]
+    if homes != {environment.path}:
+        others = ", ".join(sorted(homes - {environment.path}))
+        return [f"{who}: was started from {others}, not from {environment.path}"], set()
+    problems = []
     if any("damaged" in report for report in reports):
         problems.append(f"{who}: its report cannot be read")
     wrong: set[str] = set()

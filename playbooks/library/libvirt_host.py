@@ -78,8 +78,11 @@ def link_binding(directory: Path) -> bool:
     if not files:
         raise FileNotFoundError(f"there is no libvirt binding in {PACKAGES}; run the role's install first")
     wanted = {path.name: path for path in files}
-    if directory.is_dir() and {path.name: path.readlink() for path in directory.iterdir()} == wanted:
-        return False
+    if directory.is_dir():
+        # what Python compiles of them is beside the links
+        present = [path for path in directory.iterdir() if path.name != "__pycache__"]
+        if {path.name: path.readlink() if path.is_symlink() else None for path in present} == wanted:
+            return False
     if directory.exists():
         shutil.rmtree(directory)
     directory.mkdir(parents=True)

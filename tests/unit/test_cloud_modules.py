@@ -204,6 +204,19 @@ class TestComputes:
     def test_changed_files_restart_those_that_read_them(self, files: list[str], restarted: list[str]) -> None:
         assert nova_compute_units.touched(["h-fake-1", "h-fake-2"], files) == restarted
 
+    def test_the_binding_is_linked_once_also_when_python_has_compiled_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(libvirt_host, "PACKAGES", tmp_path)
+        (tmp_path / "libvirt.py").write_text("")
+        directory = tmp_path / "linked"
+        assert libvirt_host.link_binding(directory)
+        (directory / "__pycache__").mkdir()
+        assert not libvirt_host.link_binding(directory)
+        (directory / "other.py").write_text("")
+        assert libvirt_host.link_binding(directory)
+        assert [path.name for path in directory.iterdir()] == ["libvirt.py"]
+
     def test_a_guest_is_believed_when_it_speaks(self) -> None:
         for said, believed in ((b"SeaBIOS\nGUEST-UP at 1.0\n", True), (b"SeaBIOS\n", False)):
             reader, writer = os.pipe()
