@@ -283,12 +283,22 @@ class UmlRouter:
                     received += os.read(answers, 65536)
 
     def kill(self) -> None:
-        """End every process of this router. Raises RouterError when one does not end."""
+        """End every process of this router. Raises RouterError when one does not end.
+
+        The others before the main one, which is stopped first: it traces them to catch what its programs ask of their
+        kernel, and a program that lost its tracer would ask this machine's kernel (its init mounts /run).
+        """
         end = time.monotonic() + KILL_LIMIT_S
         while processes := list(self._ours()):
-            for process in processes:
+            recorded = self._recorded()
+            main = [process for process in processes if recorded and process.pid == recorded.pid]
+            traced = [process for process in processes if process not in main]
+            for process, sign in (
+                *((process, signal.SIGSTOP if traced else signal.SIGKILL) for process in main),
+                *((process, signal.SIGKILL) for process in traced),
+            ):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
+                    os.kill(process.pid, sign)
             if time.monotonic() > end:
                 raise RouterError(f"processes of the WAN router do not end: {[p.pid for p in processes]}")
             time.sleep(0.01)
