@@ -28,9 +28,14 @@ class _Scope:
 
 
 def _mounts(scope: _Scope) -> set[str]:
-    points = {line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
+    """Mounts with their numbers: one that covers another at the same place is another."""
+    found = {(fields[4], fields[0]) for fields in map(str.split, Path("/proc/self/mountinfo").read_text().splitlines())}
     # `ip netns` makes /run/netns a mount at its first use and keeps it; below it only our namespaces count.
-    return {point for point in points if not point.startswith("/run/netns") or scope.has(Path(point).name)}
+    return {
+        f"{point} ({number})"
+        for point, number in found
+        if not point.startswith("/run/netns") or scope.has(Path(point).name)
+    }
 
 
 def _cgroups(scope: _Scope) -> set[str]:
