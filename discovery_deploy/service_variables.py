@@ -107,8 +107,6 @@ class ServiceVariables:
         if len(self._services()) > 1:
             told["site_mariadb_seed"] = f"{environments.database.path}/datadir"
             told["site_mariadb_max_connections"] = CONNECTIONS_OF_A_SITE
-        if "glance" in self._services():
-            told["glance_store_images"] = []
         if "nova" in self._services():
             told["nova_compute_guest"] = environments.guest.path if environments.guest else ""
             told["nova_compute_environment"] = environments.service("nova").path

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
-import http.client
 import json
-import socket
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.cloud import CloudError, authenticate, request, worker_requests
 
 DOCUMENTATION = """
 module: api_check
@@ -38,51 +35,14 @@ QUESTIONS = {
     "placement": ("/resource_providers", "resource_providers"),
 }
 """Type of a service -> what is asked below its URL, and the key that the answer must have."""
-REQUEST_LIMIT_S = 60.0
 PAUSE_S = 0.3
 
 
-class CheckError(Exception):
-    """What is not as it should be."""
-
-
-def request(method: str, url: str, token: str = "", body: object = None) -> tuple[str, dict]:
-    """One request. Returns the subject token of the answer and its content.
-
-    Raises:
-        CheckError: no answer, or an error; says which.
-    """
-    headers = {"Content-Type": "application/json", "Accept": "application/json"}
-    headers |= {"X-Auth-Token": token} if token else {}
-    data = None if body is None else json.dumps(body).encode()
-    asked = urllib.request.Request(url, data=data, headers=headers, method=method)
-    try:
-        with urllib.request.urlopen(asked, timeout=REQUEST_LIMIT_S) as answer:
-            content = answer.read()
-            return answer.headers.get("X-Subject-Token", ""), json.loads(content) if content else {}
-    except urllib.error.HTTPError as error:
-        raise CheckError(f"{method} {url}: HTTP {error.code}: {error.read(300).decode(errors='replace')}") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = getattr(error, "reason", None) or error or type(error).__name__
-        raise CheckError(f"{method} {url}: {reason}") from error
-
-
-def authenticate(url: str, password: str) -> tuple[str, dict]:
-    """A token of the administrator for the project admin, and what Keystone says of it."""
-    domain = {"id": "default"}
-    user = {"name": "admin", "domain": domain, "password": password}
-    auth = {
-        "identity": {"methods": ["password"], "password": {"user": user}},
-        "scope": {"project": {"name": "admin", "domain": domain}},
-    }
-    return request("POST", f"{url}/auth/tokens", body={"auth": auth})
-
-
-def catalogue_lacks(content: dict, endpoints: list[dict]) -> list[str]:
+def catalogue_lacks(catalogue: list[dict], endpoints: list[dict]) -> list[str]:
     """Endpoints that a token's catalogue has not."""
     found = {
         (service["type"], endpoint["region_id"], endpoint["url"])
-        for service in content["token"]["catalog"]
+        for service in catalogue
         for endpoint in service["endpoints"]
         if endpoint["interface"] == "public"
     }
@@ -90,17 +50,10 @@ def catalogue_lacks(content: dict, endpoints: list[dict]) -> list[str]:
     return [" ".join(entry) for entry in sorted(wanted - found)]
 
 
-def worker_requests(statistics: str) -> list[int]:
-    """How many requests each worker process of a uwsgi on this host has answered; empty when there is none."""
-    if not Path(statistics).exists():
-        return []
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(10)
-        connection.connect(statistics)
-        text = b""
-        while chunk := connection.recv(65536):
-            text += chunk
-    return [worker["requests"] for worker in json.loads(text)["workers"]]
+def silent_workers(service: str) -> int:
+    """How many workers of a service on this host have not answered yet; 0 when it is not on this host."""
+    statistics = f"/run/{service}/statistics"
+    return worker_requests(statistics).count(0) if Path(statistics).exists() else 0
 
 
 def ask(endpoint: dict, token: str, until: float) -> str:
@@ -111,24 +64,24 @@ def ask(endpoint: dict, token: str, until: float) -> str:
         try:
             _, content = request("GET", url, token)
             if key and key not in content:
-                raise CheckError(f"GET {url}: the answer has no {key}: {json.dumps(content)[:200]}")
-            silent = worker_requests(f"/run/{endpoint['service']}/statistics").count(0)
+                raise CloudError(f"GET {url}: the answer has no {key}: {json.dumps(content)[:200]}")
+            silent = silent_workers(endpoint["service"])
             if not silent:
                 return ""
-            raise CheckError(f"GET {url}: {silent} workers have not answered yet")
-        except (CheckError, OSError, ValueError) as error:
+            raise CloudError(f"GET {url}: {silent} workers have not answered yet")
+        except (CloudError, OSError, ValueError) as error:
             if time.monotonic() > until:
                 return str(error)
         time.sleep(PAUSE_S)
 
 
 def check(values: dict, until: float) -> list[str]:
-    """What is wrong with the services of a region, one sentence each. Raises CheckError: nobody can be asked."""
+    """What is wrong with the services of a region, one sentence each. Raises CloudError: nobody can be asked."""
     mine = [endpoint for endpoint in values["endpoints"] if endpoint["region"] == values["region"]]
-    token, content = authenticate(values["keystone_url"], values["admin_password"])
-    lacking = catalogue_lacks(content, mine)
+    token, said = authenticate(values["keystone_url"], "admin", values["admin_password"], "admin")
+    lacking = catalogue_lacks(said["catalog"], mine)
     if lacking:
-        raise CheckError(f"{values['keystone_url']}: the catalogue has not: {', '.join(lacking)}")
+        raise CloudError(f"{values['keystone_url']}: the catalogue has not: {', '.join(lacking)}")
     with concurrent.futures.ThreadPoolExecutor(max(1, len(mine))) as pool:
         answers = list(pool.map(lambda endpoint: ask(endpoint, token, until), mine))
     pairs = zip(mine, answers, strict=True)
@@ -151,7 +104,7 @@ def main() -> None:
     services = [endpoint["service"] for endpoint in values["endpoints"] if endpoint["region"] == values["region"]]
     try:
         wrong = check(values, time.monotonic() + values["limit_s"])
-    except (CheckError, KeyError) as error:
+    except (CloudError, KeyError) as error:
         wrong = [str(error)]
     if wrong:
         units = [word for service in services for word in ("-u", f"{service}*")]

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
-import http.client
-import json
 import socket
 import time
-import urllib.error
-import urllib.request
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.cloud import CloudError, authenticate, request, worker_requests
 
 DOCUMENTATION = """
 module: keystone_check
@@ -30,53 +27,15 @@ options:
   statistics: {description: Socket of uwsgi's statistics., type: path, default: /run/keystone/statistics}
   limit_s: {description: Seconds until it is given up., type: int, default: 120}
 """
-REQUEST_LIMIT_S = 60.0
 PAUSE_S = 0.1
 
 
-class CheckError(Exception):
-    """What is not as it should be."""
-
-
-def request(method: str, url: str, token: str = "", body: object = None, subject: str = "") -> tuple[str, dict]:
-    """One request to Keystone. Returns the subject token of the answer and its content.
-
-    Raises:
-        CheckError: no answer, or an error; says which.
-    """
-    headers = {"Content-Type": "application/json"}
-    headers |= {"X-Auth-Token": token} if token else {}
-    headers |= {"X-Subject-Token": subject} if subject else {}
-    data = None if body is None else json.dumps(body).encode()
-    asked = urllib.request.Request(url, data=data, headers=headers, method=method)
-    try:
-        with urllib.request.urlopen(asked, timeout=REQUEST_LIMIT_S) as answer:
-            content = answer.read()
-            return answer.headers.get("X-Subject-Token", ""), json.loads(content) if content else {}
-    except urllib.error.HTTPError as error:
-        raise CheckError(f"{method} {url}: HTTP {error.code}: {error.read(300).decode(errors='replace')}") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise CheckError(
-            f"{method} {url}: {getattr(error, 'reason', None) or error or type(error).__name__}"
-        ) from error
-
-
-def authenticate(url: str, user: str, password: str, project: str = "") -> tuple[str, dict]:
-    """A new token of a user (scoped to a project) and what Keystone says of it."""
-    domain = {"id": "default"}
-    identity = {"methods": ["password"], "password": {"user": {"name": user, "domain": domain, "password": password}}}
-    auth: dict = {"identity": identity}
-    if project:
-        auth["scope"] = {"project": {"name": project, "domain": domain}}
-    return request("POST", f"{url}/auth/tokens", body={"auth": auth})
-
-
 def keep_trying(act, until: float):
-    """The result of `act`, tried until it succeeds; its last CheckError when the time is over."""
+    """The result of `act`, tried until it succeeds; its last CloudError when the time is over."""
     while True:
         try:
             return act()
-        except CheckError:
+        except CloudError:
             if time.monotonic() > until:
                 raise
             time.sleep(PAUSE_S)
@@ -90,20 +49,9 @@ def flush(memcached: str) -> None:
             connection.sendall(b"flush_all\r\n")
             answer = connection.recv(64)
     except OSError as error:
-        raise CheckError(f"memcached at {memcached}: {error}") from error
+        raise CloudError(f"memcached at {memcached}: {error}") from error
     if answer.strip() != b"OK":
-        raise CheckError(f"memcached at {memcached}: flush_all was answered by {answer!r}")
-
-
-def worker_requests(statistics: str) -> list[int]:
-    """How many requests each worker process of uwsgi has answered."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(10)
-        connection.connect(statistics)
-        text = b""
-        while chunk := connection.recv(65536):
-            text += chunk
-    return [worker["requests"] for worker in json.loads(text)["workers"]]
+        raise CloudError(f"memcached at {memcached}: flush_all was answered by {answer!r}")
 
 
 def warm(url: str, token: str, statistics: str, until: float) -> int:
@@ -120,7 +68,7 @@ def warm(url: str, token: str, statistics: str, until: float) -> int:
         if min(answered) >= 2:
             return len(answered)
         if time.monotonic() > until:
-            raise CheckError(f"workers that never answered: {answered.count(0)} of {len(answered)}")
+            raise CloudError(f"workers that never answered: {answered.count(0)} of {len(answered)}")
         with concurrent.futures.ThreadPoolExecutor(len(answered)) as pool:
             list(pool.map(ask, range(len(answered))))
 
@@ -133,16 +81,16 @@ def make_user(url: str, token: str, name: str, password: str) -> None:
         return
     try:
         authenticate(url, name, password)
-    except CheckError:
+    except CloudError:
         user = found["users"][0]["id"]
         request("PATCH", f"{url}/users/{user}", token, {"user": {"password": password}})
 
 
-def catalogue_lacks(content: dict, urls: dict[str, str]) -> list[str]:
+def catalogue_lacks(catalogue: list[dict], urls: dict[str, str]) -> list[str]:
     """Sites of which a token's catalogue has no public identity endpoint."""
     endpoints = [
         (endpoint["region_id"], endpoint["interface"], endpoint["url"])
-        for service in content["token"]["catalog"]
+        for service in catalogue
         if service["type"] == "identity"
         for endpoint in service["endpoints"]
     ]
@@ -154,10 +102,10 @@ def prepare(site: str, urls: dict[str, str], values: dict, until: float) -> dict
     url = urls[site]
     if values["memcached"]:
         keep_trying(lambda: flush(values["memcached"]), until)
-    token, content = keep_trying(lambda: authenticate(url, "admin", values["admin_password"], "admin"), until)
-    lacking = catalogue_lacks(content, urls)
+    token, said = keep_trying(lambda: authenticate(url, "admin", values["admin_password"], "admin"), until)
+    lacking = catalogue_lacks(said["catalog"], urls)
     if lacking:
-        raise CheckError(f"{url}: the catalogue has no identity endpoint for: {', '.join(lacking)}")
+        raise CloudError(f"{url}: the catalogue has no identity endpoint for: {', '.join(lacking)}")
     workers = warm(url, token, values["statistics"], until)
     make_user(url, token, f"check-{site}", values["check_password"])
     return {"site": site, "workers": workers}
@@ -172,7 +120,7 @@ def check(site: str, peer: str, urls: dict[str, str], values: dict, until: float
         for place in dict.fromkeys((site, peer)):
             _, valid = request("GET", f"{urls[place]}/auth/tokens", token, subject=token)
             if valid["token"]["user"]["name"] != user:
-                raise CheckError(f"{urls[place]}: a token of {user} is said to be {valid['token']['user']['name']}'s")
+                raise CloudError(f"{urls[place]}: a token of {user} is said to be {valid['token']['user']['name']}'s")
 
     # A write at another Galera master may not have been applied here yet; and a password that was changed makes
     # tokens of the same second invalid.
@@ -201,7 +149,7 @@ def main() -> None:
         if values["peer"]:
             module.exit_json(changed=False, report={"keystone": check(site, values["peer"], urls, values, until)})
         module.exit_json(changed=True, report={"keystone": prepare(site, urls, values, until)})
-    except (CheckError, OSError, KeyError) as error:
+    except (CloudError, OSError, KeyError) as error:
         state = module.run_command(["systemctl", "is-active", "keystone.service"])[1].strip()
         log = module.run_command(["journalctl", "-u", "keystone.service", "-n", "5", "-o", "cat", "--no-pager"])[1]
         module.fail_json(msg=f"Keystone at {site} ({state}): {error}", stderr=log)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.database_program import run
 
 DOCUMENTATION = """
 module: keystone_state
@@ -23,16 +21,10 @@ options:
   service_password: {description: Their password., type: str, default: ''}
 """
 PROGRAM = r"""
-import datetime, json, sys, uuid
-from urllib.parse import unquote, urlsplit
-import bcrypt, pymysql
+import datetime, uuid
+import bcrypt
 
-asked = json.load(sys.stdin)
-url = urlsplit(asked["database"])
-connection = pymysql.connect(host=url.hostname, port=url.port or 3306, database=url.path.strip("/"),
-                             user=url.username, password=unquote(url.password),
-                             connect_timeout=30, read_timeout=120, autocommit=False)
-changes = []
+connection = connect(asked["database"])
 
 def change(what, statement, *values):
     cursor.execute(statement, values)
@@ -168,14 +160,7 @@ def main() -> None:
         }
     )
     asked = {name: value for name, value in module.params.items() if name != "environment_directory"}
-    python = f"{module.params['environment_directory']}/bin/python"
-    done = subprocess.run(
-        [python, "-c", PROGRAM], input=json.dumps(asked), capture_output=True, text=True, timeout=300, check=False
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        module.fail_json(msg=f"Keystone's database: {lines[-1]}", stderr=done.stderr)
-    changes = sorted(set(json.loads(done.stdout)))
+    changes = sorted(set(run(module, PROGRAM, asked, "Keystone's database")))
     module.exit_json(changed=bool(changes), changes=changes)
 
 

@@ -19,7 +19,7 @@ options:
 
 def check(url: str, keystone_url: str, password: str) -> dict[str, int]:
     """How many networks it has and how many chassis it sees. Raises cloud.CloudError."""
-    token, _ = cloud.authenticate(keystone_url, "neutron", password)
+    token, _ = cloud.authenticate(keystone_url, "neutron", password, "service")
     networks = cloud.request("GET", f"{url}/v2.0/networks?fields=id", token)[1]["networks"]
     agents = cloud.request("GET", f"{url}/v2.0/agents", token)[1]["agents"]
     return {"networks": len(networks), "chassis": len([agent for agent in agents if "OVN" in agent["agent_type"]])}

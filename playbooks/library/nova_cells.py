@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.database_program import run
 
 DOCUMENTATION = """
 module: nova_cells
@@ -20,16 +18,9 @@ options:
   cells: {description: name, database and broker of each., type: list, elements: dict, required: true}
 """
 PROGRAM = r"""
-import json, sys, uuid
-from urllib.parse import unquote, urlsplit
-import pymysql
+import uuid
 
-asked = json.load(sys.stdin)
-url = urlsplit(asked["api_database"])
-connection = pymysql.connect(host=url.hostname, port=url.port or 3306, database=url.path.strip("/"),
-                             user=url.username, password=unquote(url.password),
-                             connect_timeout=30, read_timeout=120, autocommit=False)
-changes = []
+connection = connect(asked["api_database"])
 
 def change(what, statement, *values):
     cursor.execute(statement, values)
@@ -76,14 +67,7 @@ def main() -> None:
         }
     )
     asked = {name: module.params[name] for name in ("api_database", "cell0_database", "cells")}
-    python = f"{module.params['environment_directory']}/bin/python"
-    done = subprocess.run(
-        [python, "-c", PROGRAM], input=json.dumps(asked), capture_output=True, text=True, timeout=300, check=False
-    )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no message"]
-        module.fail_json(msg=f"Nova's cells: {lines[-1]}", stderr=done.stderr)
-    changes = json.loads(done.stdout)
+    changes = run(module, PROGRAM, asked, "Nova's cells")
     module.exit_json(changed=bool(changes), changes=changes)
 
 

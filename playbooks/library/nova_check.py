@@ -62,7 +62,8 @@ def unit_starts(shown: str) -> dict[str, float]:
 
 def check(values: dict, starts: dict[str, float]) -> None:
     """Raises cloud.CloudError with what is not up."""
-    token, catalogue = cloud.authenticate(values["keystone_url"], "nova", values["password"])
+    token, said = cloud.authenticate(values["keystone_url"], "nova", values["password"], "service")
+    catalogue = said["catalog"]
     url = values["url"] or cloud.endpoint(catalogue, "compute", values["region"])
     services = cloud.request("GET", f"{url}/os-services", token)[1]["services"]
     found = lacking(services, values["host"], {name: at for name, at in starts.items() if name != "api"})

@@ -43,9 +43,10 @@ class Region:
         self.zones: dict[str, list[str]] = values["zones"]
         self.guest = values["guest"]
         self.limit_s = values["limit_s"]
-        self.token, catalogue = cloud.keep_trying(
+        self.token, said = cloud.keep_trying(
             lambda: cloud.authenticate(values["keystone_url"], "admin", values["password"], "admin"), 60
         )
+        catalogue = said["catalog"]
         regions = [(entry["type"], end["region_id"]) for entry in catalogue for end in entry["endpoints"]]
         present = {kind for kind, region in regions if region == self.name}
         self.urls = {kind: cloud.endpoint(catalogue, kind, self.name) for kind in sorted(present)}

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.unit.test_role_modules import load
+from tests.unit.test_role_modules import cloud, load
 
 ovn = load("module_utils/ovn.py")
-cloud = load("module_utils/cloud.py")
 libvirt_host = load("library/libvirt_host.py")
 nova_cells = load("library/nova_cells.py")
 nova_check = load("library/nova_check.py")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -350,7 +349,6 @@ def test_lines_are_split_at_line_feeds_only() -> None:
     assert split_lines(b"") == []
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="compares with git")
 def test_whatever_git_makes_applies_to_what_git_made_it_of(tmp_path: Path) -> None:
     chance = random.Random(3)
     for number in range(40):

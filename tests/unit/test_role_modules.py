@@ -35,6 +35,8 @@ def load(path: str) -> ModuleType:
     return module
 
 
+cloud = load("module_utils/cloud.py")
+database_program = load("module_utils/database_program.py")
 mariadb = load("module_utils/mariadb.py")
 discovery = load("filter_plugins/discovery.py")
 galera_member = load("library/galera_member.py")
@@ -252,9 +254,9 @@ def test_files_are_written_once_with_their_mode(tmp_path: Path) -> None:
 
 def test_a_catalogue_without_a_site_is_noticed() -> None:
     endpoint = {"region_id": "lyon", "interface": "public", "url": "http://10.0.0.1:5000/v3"}
-    content = {"token": {"catalog": [{"type": "identity", "endpoints": [endpoint]}]}}
+    catalogue = [{"type": "identity", "endpoints": [endpoint]}]
     urls = {"lyon": "http://10.0.0.1:5000/v3", "metz": "http://10.0.1.1:5000/v3"}
-    assert keystone_check.catalogue_lacks(content, urls) == ["metz"]
+    assert keystone_check.catalogue_lacks(catalogue, urls) == ["metz"]
 
 
 def test_what_keeps_failing_is_raised_when_the_time_is_over() -> None:
@@ -262,9 +264,9 @@ def test_what_keeps_failing_is_raised_when_the_time_is_over() -> None:
 
     def fail() -> None:
         tried.append(1)
-        raise keystone_check.CheckError("HTTP 500")
+        raise keystone_check.CloudError("HTTP 500")
 
-    with pytest.raises(keystone_check.CheckError, match="HTTP 500"):
+    with pytest.raises(keystone_check.CloudError, match="HTTP 500"):
         keystone_check.keep_trying(fail, 0.0)
     assert tried == [1]
 

@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from discovery_deploy.data import data_directory
-from tests.unit.test_role_modules import load
+from tests.unit.test_role_modules import database_program, load
 
 discovery = load("filter_plugins/discovery.py")
 api_check = load("library/api_check.py")
-glance_images = load("library/glance_images.py")
+nova_cells = load("library/nova_cells.py")
 keystone_state = load("library/keystone_state.py")
 rabbitmq_check = load("library/rabbitmq_check.py")
 rabbitmq_state = load("library/rabbitmq_state.py")
@@ -165,29 +165,9 @@ class TestRabbitmqCheck:
         assert rabbitmq_check.WHOLE == rabbitmq_state.WHOLE
 
 
-class TestGlanceImages:
-    """Files of a store that are links, and what is kept of them."""
-
-    def test_digests_are_those_that_glance_compares(self, tmp_path: Path) -> None:
-        (tmp_path / "x").write_bytes(b"content")
-        said = glance_images.digests(tmp_path / "x")
-        assert said["size"] == 7
-        assert said["md5"] == hashlib.md5(b"content").hexdigest()
-        assert said["sha512"] == hashlib.sha512(b"content").hexdigest()
-
-    def test_a_link_is_made_once_and_replaces_what_else_is_there(self, tmp_path: Path) -> None:
-        content = tmp_path / "kernel"
-        content.write_text("k")
-        assert glance_images.link(tmp_path, "id-1", content)
-        assert not glance_images.link(tmp_path, "id-1", content)
-        (tmp_path / "id-2").write_text("old")
-        assert glance_images.link(tmp_path, "id-2", content)
-        assert (tmp_path / "id-2").read_text() == "k"
-
-
-@pytest.mark.parametrize("module", [keystone_state, glance_images], ids=["keystone_state", "glance_images"])
+@pytest.mark.parametrize("module", [keystone_state, nova_cells], ids=["keystone_state", "nova_cells"])
 def test_programs_for_another_python_are_programs(module: ModuleType) -> None:
-    compile(module.PROGRAM, "program", "exec")
+    compile(database_program.BEGIN + module.PROGRAM, "program", "exec")
 
 
 class Cloud(BaseHTTPRequestHandler):
@@ -262,12 +242,12 @@ class TestApiCheck:
 
     def test_an_endpoint_that_the_catalogue_lacks_is_named(self, cloud: dict[str, Any]) -> None:
         Cloud.answers["/v3/auth/tokens"] = (201, {"token": {"catalog": []}})
-        with pytest.raises(api_check.CheckError, match=r"the catalogue has not: placement oslo http://127\.0\.0\.1"):
+        with pytest.raises(api_check.CloudError, match=r"the catalogue has not: placement oslo http://127\.0\.0\.1"):
             api_check.check(cloud, 0.0)
 
     def test_a_keystone_that_refuses_is_named(self, cloud: dict[str, Any]) -> None:
         Cloud.answers["/v3/auth/tokens"] = (401, {"error": {"message": "wrong"}})
-        with pytest.raises(api_check.CheckError, match=r"POST http://127\.0\.0\.1:\d+/v3/auth/tokens: HTTP 401"):
+        with pytest.raises(api_check.CloudError, match=r"POST http://127\.0\.0\.1:\d+/v3/auth/tokens: HTTP 401"):
             api_check.check(cloud, 0.0)
 
     def test_a_service_that_comes_up_in_time_is_waited_for(

@@ -70,7 +70,7 @@ def test_every_role_on_a_host_gets_all_its_variables(topology: str, backend: dic
     common = "environment workers address port keystone_url region memcached password overrides"
     wanted = {
         "placement": f"{common} database",
-        "glance": f"{common} database store_images",
+        "glance": f"{common} database",
         "neutron": f"{common} database broker ovn_nb ovn_sb",
         "nova": f"{common} processes database api_database cell0_database broker cells",
         "nova_compute": "environment address keystone_url region password broker fakes libvirt overrides guest",
