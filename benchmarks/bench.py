@@ -150,6 +150,22 @@ def warm_deployments(bench: Bench) -> None:
         bench.row(f"one more Keystone site, {label}", f"{more_s:.1f} s", f"{more_mb:.0f} MB")
 
 
+def full_sites(bench: Bench) -> None:
+    """Three sites with all services (topology regions), two fake computes at each, with warm caches."""
+    content = experiment("full-3", 3, {"type": "mariadb", "site": SITES[0]})
+    content["deployment"] |= {
+        "services": ["keystone", "placement", "glance", "neutron", "nova"],
+        "workers": 1,
+        "computes": {"fake": 2},
+    }
+    file = bench.write(content)
+    with bench.released("full-3"):
+        seconds = bench.tool("verify", file)
+        used_mb = memory_mb(bench.folder / "state" / "full-3" / "plan.json")
+        bench.row("3 full sites, regions, 2 fake computes each, warm: the command `verify`, whole", f"{seconds:.1f} s",
+                  f"{_split(bench.phases('full-3'))}; {used_mb / 3:.0f} MB a site")  # fmt: skip
+
+
 def reserved_hosts(bench: Bench) -> None:
     """3 and 16 hosts reserved, image cached."""
     for sites in (3, 16):
@@ -199,6 +215,7 @@ def wan_alone(bench: Bench) -> None:
 PARTS = {
     "reserve": reserved_hosts,
     "deploy": warm_deployments,
+    "full": full_sites,
     "points": campaign_point,
     "wan": wan_alone,
     "quickstart": bare_to_report,

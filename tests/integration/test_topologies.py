@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,19 +50,46 @@ def experiment(topology: str) -> dict[str, Any]:
     }
 
 
+def serve(tool: Tool, site: str, name: str) -> None:
+    """A server at a site, asked for there and deleted; fails when it does not become active."""
+    made = tool(
+        *("openstack", site, "server", "create", "--wait", "--flavor", "m1.tiny", "--image", "cirros"),
+        *("--network", "private", "--availability-zone", site, "-f", "json", name),
+    )
+    server = json.loads(made.stdout)
+    assert (server["status"], server["OS-EXT-SRV-ATTR:host"]) == ("ACTIVE", f"{site}-1-fake-1")
+    tool("openstack", site, "server", "delete", "--wait", server["id"])
+
+
 @pytest.mark.parametrize("topology", TOPOLOGIES)
 def test_a_server_at_every_site(tool: Tool, topology: str) -> None:
     """Each replaces the one before, so that taking the whole OpenStack away is seen to work too."""
     tool.write(experiment(topology))
     tool("verify", "small.yaml")
     for site in SITES:
-        made = tool(
-            *("openstack", site, "server", "create", "--wait", "--flavor", "m1.tiny", "--image", "cirros"),
-            *("--network", "private", "--availability-zone", site, "-f", "json", f"{topology}-{site}"),
-        )
-        server = json.loads(made.stdout)
-        assert (server["status"], server["OS-EXT-SRV-ATTR:host"]) == ("ACTIVE", f"{site}-1-fake-1")
-        tool("openstack", site, "server", "delete", "--wait", server["id"])
+        serve(tool, site, f"{topology}-{site}")
+
+
+def main_pid(tool: Tool, unit: str) -> int:
+    shown = tool("ssh", "-e", "small", "rennes-1", "systemctl", "show", "--property=MainPID", "--value", unit).stdout
+    return int(shown)
+
+
+@pytest.mark.parametrize("unit", ["nova-compute@rennes-1-fake-1", "nova-conductor", "rabbitmq-server"])
+def test_what_is_killed_comes_back_and_serves(tool: Tool, unit: str) -> None:
+    """On the last topology, shared-state, whose broker at rennes is a member of the cluster."""
+    before = main_pid(tool, unit)
+    assert before > 0
+    tool("ssh", "-e", "small", "rennes-1", "kill", "-9", str(before))
+    deadline = time.monotonic() + 180
+    while True:
+        try:
+            serve(tool, "rennes", "after")
+            break
+        except AssertionError:  # it was asked before all had reconnected; the limit above says how long that may take
+            if time.monotonic() > deadline:
+                raise
+    assert main_pid(tool, unit) not in (0, before)
 
 
 def test_secrets_of_the_whole_openstack_are_in_no_log(tool: Tool) -> None:
