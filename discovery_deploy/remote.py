@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import shlex
 import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +16,24 @@ from discovery_deploy.errors import PlaybookError, TestbedError
 
 Result = TypeVar("Result")
 SSH_FAILED = 255
+CONTROL_SOCKETS = Path("/run/discovery-deploy")
+"""Where ssh keeps the sockets of shared connections: their paths must be short."""
+
+
+def control_sockets(workspace: Path) -> Path:
+    """Folder of ssh's sockets of one workspace; two workspaces never share it, whatever their experiments' names."""
+    return CONTROL_SOCKETS / hashlib.sha256(str(workspace).encode()).hexdigest()[:8]
+
+
+def remove_control_sockets(workspaces: Iterable[Path]) -> None:
+    """Remove these folders alone: another workspace's may be empty for the moment, and its next ssh needs it."""
+    for folder in map(control_sockets, workspaces):
+        for socket in folder.glob("*"):
+            socket.unlink(missing_ok=True)  # a connection that ends meanwhile removes its own
+        with suppress(FileNotFoundError):
+            folder.rmdir()
+    with suppress(OSError):  # others still use theirs, or it never was
+        CONTROL_SOCKETS.rmdir()
 
 
 def ssh_config_text(hosts: Iterable[tuple[str, str]], key: Path, control: Path) -> str:

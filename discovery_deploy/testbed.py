@@ -5,10 +5,9 @@ Whatever is done is written down before and after, so that a driver that dies is
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,7 +34,6 @@ from discovery_deploy.phases import (
     Inputs,
     Phase,
     State,
-    digest,
     must_destroy,
     stale_phases,
     standing_hash,
@@ -43,11 +41,8 @@ from discovery_deploy.phases import (
 )
 from discovery_deploy.providers.base import Lease, ProviderInterface
 from discovery_deploy.records import HostCode
-from discovery_deploy.remote import Remote, ssh_config_text
+from discovery_deploy.remote import Remote, control_sockets, remove_control_sockets, ssh_config_text
 from discovery_deploy.workspace import Workspace, now, write_file
-
-CONTROL_SOCKETS = Path("/run/discovery-deploy")
-"""Where ssh keeps the sockets of shared connections: their paths must be short."""
 
 UNKNOWN = "unknown"
 """In the place of a hash: something is deployed, and nobody knows what."""
@@ -253,7 +248,7 @@ class Testbed:
             self._keep(self.state.model_copy(update={"deployed": UNKNOWN}))
         elif before is None or not set(before.identities.items()) & set(lease.identities.items()):
             self._keep(self.state.model_copy(update={"deployed": None}))
-        control = control_sockets(self.workspace)
+        control = control_sockets(self.workspace.path)
         control.mkdir(parents=True, exist_ok=True, mode=0o700)
         (control / "workspace").write_text(str(self.workspace.path))  # never empty: no other release removes it
         hosts = [(host.name, host.management_address) for host in lease.hosts]
@@ -412,11 +407,6 @@ class Testbed:
         release(self.experiment.name, self.provider, self.announce, self.workspace)
 
 
-def control_sockets(workspace: Workspace) -> Path:
-    """Folder of ssh's sockets of one workspace; two workspaces never share it, whatever their experiments' names."""
-    return CONTROL_SOCKETS / digest(str(workspace.path))[:8]
-
-
 def readable_lease(workspace: Workspace) -> Lease | None:
     """The lease, or None when there is none that can be read: what is released needs no lease."""
     try:
@@ -436,11 +426,8 @@ def release(name: str, provider: ProviderInterface, announce: Announcer, workspa
     if lease is not None and workspace is not None and workspace.ssh_config.exists():
         Remote(workspace.ssh_config).close(host.name for host in lease.hosts)
     provider.release(name, announce.line)
-    if workspace is not None:
-        shutil.rmtree(control_sockets(workspace), ignore_errors=True)
-    for folder in (*CONTROL_SOCKETS.glob("*"), CONTROL_SOCKETS):
-        with suppress(OSError):  # others still use theirs, or it never was
-            folder.rmdir()
+    here = workspace.path if workspace is not None else None
+    remove_control_sockets(path for path in {holder, here} if path is not None)
     if workspace is not None:
         workspace.remove_lease()
         workspace.note("released")

@@ -16,6 +16,7 @@ from discovery_deploy.errors import StateError
 from discovery_deploy.model import Experiment
 from discovery_deploy.phases import PHASES, State
 from discovery_deploy.providers.base import Lease, LeasedHost
+from discovery_deploy.remote import control_sockets
 from discovery_deploy.testbed import UNKNOWN, Testbed, release
 from discovery_deploy.wan import WanReport
 from discovery_deploy.workspace import Workspace
@@ -109,7 +110,7 @@ class Machines:
 @pytest.fixture(autouse=True)
 def _no_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(image, "base_image", lambda cache, progress, variant="base": tmp_path)
-    monkeypatch.setattr("discovery_deploy.testbed.CONTROL_SOCKETS", tmp_path / "sockets")
+    monkeypatch.setattr("discovery_deploy.remote.CONTROL_SOCKETS", tmp_path / "sockets")
 
 
 def workspace(folder: Path) -> Workspace:
@@ -159,6 +160,18 @@ def test_release_tells_whose_hosts_they_were(tmp_path: Path) -> None:
     release("mine", machines, announcer)
     assert announcer.said[0] == f"its hosts were reserved from {tmp_path / 'first'}"
     assert machines.workspace is None
+
+
+def test_release_removes_the_sockets_of_its_own_workspace_only(tmp_path: Path) -> None:
+    machines = Machines()
+    machines.workspace = tmp_path / "lost"
+    mine, others = control_sockets(tmp_path / "lost"), control_sockets(tmp_path / "other")
+    for folder in (mine, others):
+        folder.mkdir(parents=True)
+    (mine / "socket").touch()
+    release("mine", machines, Silence())
+    assert not mine.exists()
+    assert others.is_dir()
 
 
 def test_other_sites_are_reserved_anew_and_nothing_is_deployed_there(tmp_path: Path) -> None:
