@@ -166,6 +166,21 @@ def full_sites(bench: Bench) -> None:
                   f"{_split(bench.phases('full-3'))}; {used_mb / 3:.0f} MB a site")  # fmt: skip
 
 
+def edited_checkout(bench: Bench) -> None:
+    """One line of a local checkout of Keystone edited: built, deployed over what is there, proved on three sites."""
+    bench.tool("patch", "new", "keystone")
+    content = experiment("edit", 3, {"type": "mariadb", "site": SITES[0]})
+    content["deployment"]["sources"] = {"keystone": {"checkout": "keystone"}}
+    file = bench.write(content)
+    with bench.released("edit"):
+        bench.tool("verify", file)
+        module = bench.folder / "keystone" / "keystone" / "__init__.py"
+        module.write_text(module.read_text() + "EDITED = True\n")
+        seconds = bench.tool("verify", file)
+        bench.row("a line of a checkout of Keystone edited, until proved on 3 sites", f"{seconds:.1f} s",
+                  _split(bench.phases("edit")))  # fmt: skip
+
+
 def reserved_hosts(bench: Bench) -> None:
     """3 and 16 hosts reserved, image cached."""
     for sites in (3, 16):
@@ -216,6 +231,7 @@ PARTS = {
     "reserve": reserved_hosts,
     "deploy": warm_deployments,
     "full": full_sites,
+    "edit": edited_checkout,
     "points": campaign_point,
     "wan": wan_alone,
     "quickstart": bare_to_report,
