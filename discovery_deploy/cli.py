@@ -34,7 +34,7 @@ from discovery_deploy.driver import Driver
 from discovery_deploy.errors import EXIT_BUG, EXIT_TESTBED, DiscoveryError, InterruptedByUserError
 from discovery_deploy.phases import Phase
 from discovery_deploy.progress import ConsoleAnnouncer
-from discovery_deploy.providers import provider_named
+from discovery_deploy.providers import PROVIDERS, provider_named
 from discovery_deploy.testbed import Testbed
 
 app = typer.Typer(
@@ -266,7 +266,7 @@ def release(
 
 @app.command(name="doctor")
 def doctor_command(
-    provider: Annotated[str, typer.Option(help="Which provider.")] = "local",
+    provider: Annotated[str, typer.Option(help=f"Which provider: {', '.join(PROVIDERS)}.")] = "local",
 ) -> None:
     """Say what this machine lacks for a provider, and the command that mends it (on standard output)."""
     places = [stack.cache_directory()]

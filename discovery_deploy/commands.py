@@ -13,7 +13,7 @@ from discovery_deploy.crossings import described
 from discovery_deploy.driver import Driver
 from discovery_deploy.errors import ExperimentError, MeasurementError, StateError
 from discovery_deploy.phases import PHASES, State
-from discovery_deploy.providers import provider_named
+from discovery_deploy.providers import PROVIDERS, holding, provider_named
 from discovery_deploy.providers.base import Lease
 from discovery_deploy.records import RunRecord
 from discovery_deploy.remote import Remote
@@ -158,10 +158,17 @@ def status(named: str | None) -> str:
         texts = [workspace_status(Workspace(path)) for path in present]
     else:
         texts = [workspace_status(opening.find_workspace(named))]
-    provider = provider_named("local")
-    holders = [f"{name} ({provider.holder(name) or 'workspace unknown'})" for name in provider.experiments()]
-    texts.append(f"experiments with hosts on this machine: {', '.join(holders) or 'none'}\n")
+    texts.append("".join(_holders(name) for name in PROVIDERS))
     return "\n".join(texts)
+
+
+def _holders(provider_name: str) -> str:
+    """Who has hosts of a provider, a line; of another than this machine only when somebody has."""
+    provider = provider_named(provider_name)
+    holders = [f"{name} ({provider.holder(name) or 'workspace unknown'})" for name in provider.experiments()]
+    if provider_name == "local":
+        return f"experiments with hosts on this machine: {', '.join(holders) or 'none'}\n"
+    return f"experiments with hosts of {provider_name}: {', '.join(holders)}\n" if holders else ""
 
 
 def _take_over(arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
@@ -195,19 +202,23 @@ def openstack(workspace: Workspace, site: str, arguments: Sequence[str]) -> None
 
 
 def release(named: str, announce: Announcer) -> None:
-    """Release by file, workspace or bare name; a name without a workspace is looked for on this machine."""
+    """Release by file, workspace or bare name, wherever it holds something, also without a workspace."""
     try:
         workspace = opening.find_workspace(named)
     except StateError:
-        provider = provider_named("local")
-        if named not in provider.experiments():
+        found = holding(named)
+        if not found:
             raise
-        release_experiment(named, provider, announce)
+        for provider in found.values():
+            release_experiment(named, provider, announce)
         return
     name = (workspace.path / "name").read_text().strip()
     lease = readable_lease(workspace)
+    found = holding(name)
+    found.setdefault(lease.provider if lease else "local", provider_named(lease.provider if lease else "local"))
     with workspace.lock():
-        release_experiment(name, provider_named(lease.provider if lease else "local"), announce, workspace)
+        for provider in found.values():
+            release_experiment(name, provider, announce, workspace)
 
 
 def write_new(path: Path, text: str) -> None:

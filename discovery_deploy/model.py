@@ -24,6 +24,8 @@ from discovery_deploy.deployment import (
     Topology,
 )
 from discovery_deploy.deployment_mistakes import deployment_mistakes
+from discovery_deploy.provider_mistakes import provider_mistakes
+from discovery_deploy.provider_models import Grid5000, Local, Machine, Provider, Static, Vagrant
 from discovery_deploy.references import Mistake, reference_mistakes, refuse
 from discovery_deploy.strict import Count, HostName, Name, Once, Strict
 from discovery_deploy.units import Duration, Rate, Ratio, format_duration
@@ -41,7 +43,10 @@ __all__ = (
     "Experiment",
     "Factor",
     "GaleraBackend",
+    "Grid5000",
     "Host",
+    "Local",
+    "Machine",
     "MariadbBackend",
     "Network",
     "Provider",
@@ -51,19 +56,15 @@ __all__ = (
     "Shape",
     "SharedState",
     "Site",
+    "Static",
     "Strict",
     "Topology",
+    "Vagrant",
     "Verify",
 )
 
 Role = Literal["control", "database", "bench", "compute"]
 ROLES: tuple[Role, ...] = ("control", "database", "bench", "compute")
-
-
-class Provider(Strict):
-    """Where machines come from."""
-
-    type: Literal["local"] = Field("local", description="`local`: every host is a system container of this machine.")
 
 
 class Host(Strict):
@@ -289,7 +290,7 @@ class Experiment(Strict):
 
     name: Name = Field(description="Name of the experiment; hosts and results are found by it.")
     question: str = Field("", description="The question it answers, for the report.")
-    provider: Provider = Field(Provider(), description="Where machines come from.")
+    provider: Provider = Field(Local(type="local"), description="Where machines come from.")
     sites: tuple[Site, ...] = Field(min_length=1, max_length=64, description="The emulated places.")
     network: Network = Field(Network(), description="The WAN between the sites.")
     deployment: Deployment = Field(description="What is deployed on the sites.")
@@ -297,7 +298,7 @@ class Experiment(Strict):
 
     @model_validator(mode="after")
     def _references(self) -> Experiment:
-        refuse([*deployment_mistakes(self), *reference_mistakes(self)])
+        refuse([*provider_mistakes(self), *deployment_mistakes(self), *reference_mistakes(self)])
         return self
 
     def site(self, name: str) -> Site:

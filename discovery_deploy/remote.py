@@ -6,7 +6,7 @@ import base64
 import hashlib
 import shlex
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -36,14 +36,15 @@ def remove_control_sockets(workspaces: Iterable[Path]) -> None:
         CONTROL_SOCKETS.rmdir()
 
 
-def ssh_config_text(hosts: Iterable[tuple[str, str]], key: Path, control: Path) -> str:
-    """Text of an ssh_config for (name, management address) pairs.
+def ssh_config_text(ways: Mapping[str, tuple[str, Mapping[str, str]]], key: Path, control: Path) -> str:
+    """Text of an ssh_config for hosts: name -> management address, and more options with which it is reached.
 
     Host keys are not checked: hosts live as long as their experiment and are reached over its own network.
     """
     lines: list[str] = []
-    for name, address in sorted(hosts):
+    for name, (address, options) in sorted(ways.items()):
         lines += [f"Host {name} {address}", f"  HostName {address}"]
+        lines += [f"  {option} {value}" for option, value in sorted(options.items())]
     lines += [
         "Host *",
         "  User root",
@@ -104,6 +105,14 @@ class Remote:
                 f"{what} failed with exit code {done.returncode}:\n    {tail}", "Mend the cause, then run again."
             )
         return done.stdout
+
+    def answers(self, host: str) -> bool:
+        """Whether a host can be reached by ssh."""
+        try:
+            self(host, ["true"], timeout_s=30.0)
+        except TestbedError:
+            return False
+        return True
 
     def fetch(self, host: str, path: str, to: Path) -> None:
         """Copy a file of a host. Raises as `__call__`."""

@@ -24,7 +24,15 @@ campaign:
   scenarios:
     - task: keystone/authenticate_user_and_validate_token
 """,
-    "provider": "type: local\n",
+    "provider": """\
+type: g5k
+default: {g5k_site: rennes, cluster: paravance}
+sites: {lyon: {g5k_site: lyon, cluster: nova}}
+walltime: "03:00:00"
+""",
+    "provider.default": "g5k_site: rennes\ncluster: paravance\n",
+    "provider.sites[]": "g5k_site: lyon\nservers: [nova-1.lyon.grid5000.fr]\n",
+    "provider.machines[]": "host: lyon-1\naddress: 192.0.2.7\nuser: debian\nbecome: true\njump: me@gate.example.org\n",
     "sites[]": """\
 name: lyon
 hosts:

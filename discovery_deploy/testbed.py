@@ -6,7 +6,7 @@ Whatever is done is written down before and after, so that a driver that dies is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,12 +19,12 @@ from discovery_deploy import (
     inventory,
     measure,
     proof,
+    shaping,
     smoke,
     sources,
     stack,
     variables,
     wan,
-    wan_readback,
 )
 from discovery_deploy.campaign import Setting
 from discovery_deploy.errors import StateError, TestbedError
@@ -39,16 +39,16 @@ from discovery_deploy.phases import (
     standing_hash,
     wanted_hashes,
 )
+from discovery_deploy.providers import provider_named
 from discovery_deploy.providers.base import Lease, ProviderInterface
 from discovery_deploy.records import HostCode
-from discovery_deploy.remote import Remote, control_sockets, remove_control_sockets, ssh_config_text
+from discovery_deploy.remote import Remote, control_sockets, remove_control_sockets, side_by_side, ssh_config_text
+from discovery_deploy.shaping import RouterShaper, Shaper, Shapes
 from discovery_deploy.workspace import Workspace, now, write_file
 
 UNKNOWN = "unknown"
 """In the place of a hash: something is deployed, and nobody knows what."""
 SHAPES = "shapes.json"
-Shapes = Mapping[tuple[str, str], wan.PathShape]
-"""(source site, destination site) -> shape."""
 
 
 class Announcer(Protocol):
@@ -134,6 +134,11 @@ class Testbed:
         return Remote(self.workspace.ssh_config)
 
     @property
+    def shaper(self) -> Shaper:
+        """What shapes the WAN."""
+        return RouterShaper(self.provider, self.lease)
+
+    @property
     def secrets(self) -> variables.Secrets:
         """The experiment's secrets, generated at the first call; what an older version's file lacks is added."""
         known = self.workspace.load("secrets.json", variables.Secrets)
@@ -170,13 +175,24 @@ class Testbed:
             if self._strangers():
                 self.announce.line("the hosts were reserved from another workspace; all is done again")
                 return PHASES[: PHASES.index(until) + 1]
-            dead = self.provider.dead_hosts(self.lease)
+            dead = self._dead_hosts()
             if dead:
                 self.workspace.note("dead hosts", hosts=dead)
                 self.announce.line(f"no longer running: {', '.join(dead)}; they are started again")
                 return PHASES[: PHASES.index(until) + 1]
             self._checked_alive = True
         return stale
+
+    def _dead_hosts(self) -> list[str]:
+        """Leased hosts that do not run or, where they are machines, that do not answer."""
+        lease = self.lease
+        if lease.provider != self.experiment.provider.type:  # of what the file said before
+            return [host.name for host in lease.hosts]
+        dead = self.provider.dead_hosts(lease)
+        if lease.shaped == "router" or dead:
+            return dead
+        names = [host.name for host in lease.hosts]
+        return [name for name, well in zip(names, side_by_side(self.remote.answers, names), strict=True) if not well]
 
     def _strangers(self) -> bool:
         """Whether the experiment's hosts are another workspace's that is lost, or that we may take them from.
@@ -235,10 +251,13 @@ class Testbed:
         return report
 
     def _reserve(self, experiment: Experiment) -> str:
-        variant = builds.variant(experiment.deployment.services)
-        base = image.base_image(self.cache, self.announce.line, variant)
+        base = self._image(experiment)
         key = self.workspace.public_key()
         before = self.workspace.load("lease.json", Lease)
+        if before is not None and before.provider != experiment.provider.type:
+            self.announce.line(f"the hosts that are there are of provider {before.provider}: they are given back")
+            provider_named(before.provider).release(experiment.name, self.announce.line)
+            before = None
         found = self._strangers() or (before is None and experiment.name in self.provider.experiments())
         if before is not None and self.workspace.ssh_config.exists():  # hosts may go, or be made anew behind a name
             self.remote.close(host.name for host in before.hosts)
@@ -251,10 +270,15 @@ class Testbed:
         control = control_sockets(self.workspace.path)
         control.mkdir(parents=True, exist_ok=True, mode=0o700)
         (control / "workspace").write_text(str(self.workspace.path))  # never empty: no other release removes it
-        hosts = [(host.name, host.management_address) for host in lease.hosts]
-        write_file(self.workspace.ssh_config, ssh_config_text(hosts, self.workspace.key, control), 0o600)
+        ways = {host.name: (host.management_address, host.ssh) for host in lease.hosts}
+        write_file(self.workspace.ssh_config, ssh_config_text(ways, self.workspace.key, control), 0o600)
         self._checked_alive = True
         return f"{len(lease.hosts)} hosts at {len(experiment.sites)} sites, WAN router: {lease.router}"
+
+    def _image(self, experiment: Experiment) -> Path:
+        """The tree that hosts are made of; where they are machines, the one in which environments are built."""
+        services = experiment.deployment.services if experiment.provider.type == "local" else ("keystone",)
+        return image.base_image(self.cache, self.announce.line, builds.variant(services))
 
     def environments(self, experiment: Experiment) -> builds.Environments:
         """The Python environments of the hosts, built when they are not cached."""
@@ -280,23 +304,11 @@ class Testbed:
 
     def _shape(self, shapes: Shapes) -> None:
         """Bring the WAN to these shapes: by changes that lose no packet where it is known what is there."""
-        lease = self.lease
         known = self.workspace.load(SHAPES, wan.AppliedShapes)
         # What is there is unknown from before the change until after it.
         (self.workspace.path / SHAPES).unlink(missing_ok=True)
         old = {(path.source, path.destination): path.shape for path in known.paths} if known else {}
-        if (
-            old
-            and set(old) == set(shapes)
-            and not wan_readback.readback_problems(
-                old, self.provider.read_shape(lease), lease.site_devices, lease.site_subnets
-            )
-        ):
-            program = wan.tc_changes(old, shapes, lease.site_devices)
-        else:
-            program = wan.tc_program(shapes, lease.site_devices, lease.site_subnets)
-        if program:
-            self.provider.shape(lease, program)
+        shaping.bring(self.shaper, old, shapes)
         paths = [
             wan.AppliedPath(source=pair[0], destination=pair[1], shape=shape) for pair, shape in sorted(shapes.items())
         ]
@@ -351,11 +363,7 @@ class Testbed:
     def program(self, experiment: Experiment) -> str:
         """The tc program of an experiment's WAN; before its sites are there, with names in place of addresses."""
         lease = self.workspace.load("lease.json", Lease)
-        names = experiment.site_names
-        reserved = lease if lease and set(lease.site_devices) == set(names) else None
-        devices = reserved.site_devices if reserved else {name: f"<towards {name}>" for name in names}
-        subnets = reserved.site_subnets if reserved else {name: f"<network of {name}>" for name in names}
-        return wan.tc_program(self.shapes(experiment), devices, subnets)
+        return shaping.router_program(self.shapes(experiment), experiment.site_names, lease)
 
     def _constrain(self, experiment: Experiment) -> str:
         shapes = self.shapes(experiment)
@@ -367,10 +375,6 @@ class Testbed:
         self._prove(experiment)
         lease, shapes = self.lease, self.shapes(experiment)
 
-        def readback() -> tuple[str, ...]:
-            shown = self.provider.read_shape(lease)
-            return wan_readback.readback_problems(shapes, shown, lease.site_devices, lease.site_subnets)
-
         points = []
         for site in experiment.site_names:
             host = lease.at(site)
@@ -378,7 +382,12 @@ class Testbed:
             points.append(measure.Point(site=site, host=host.name, address=host.site_address, gateway=gateway))
         local = lease.provider == "local"
         return measure.verify_wan(
-            self.remote, points, shapes, experiment.network.verify, readback=readback, shared_clock=local
+            self.remote,
+            points,
+            shapes,
+            experiment.network.verify,
+            readback=lambda: self.shaper.problems(shapes),
+            shared_clock=local,
         )
 
     def _prove(self, experiment: Experiment) -> None:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from discovery_deploy import stack
 from discovery_deploy.errors import ExperimentError
 from discovery_deploy.providers.base import ProviderInterface
 from discovery_deploy.providers.local import LocalProvider
 
 
+def _local() -> ProviderInterface:
+    return LocalProvider(environments=stack.cache_directory() / "environments")
+
+
+PROVIDERS: dict[str, Callable[[], ProviderInterface]] = {"local": _local}
+"""Type of a provider, as in experiment files -> what makes it."""
+
+
 def provider_named(name: str) -> ProviderInterface:
     """The provider of a name. Raises ExperimentError when there is none."""
-    if name == "local":
-        return LocalProvider(environments=stack.cache_directory() / "environments")
-    raise ExperimentError(f'no provider "{name}"; the providers are: local')
+    if name not in PROVIDERS:
+        raise ExperimentError(f'no provider "{name}"; the providers are: {", ".join(PROVIDERS)}')
+    return PROVIDERS[name]()
+
+
+def holding(experiment_name: str) -> dict[str, ProviderInterface]:
+    """Type -> provider, of those where an experiment holds something."""
+    made = {name: make() for name, make in PROVIDERS.items()}
+    return {name: provider for name, provider in made.items() if experiment_name in provider.experiments()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from discovery_deploy.model import Experiment, Role, Strict
 
@@ -30,6 +30,10 @@ class LeasedHost(Strict):
     """Where the driver reaches it by ssh; never shaped."""
     site_address: str
     """Its address on the network of its site: services listen there, the WAN lies between such addresses."""
+    site_device: str = ""
+    """The host's network device with that address; "" where a router shapes the WAN."""
+    ssh: dict[str, str] = {}
+    """More options of ssh_config with which it is reached (`Port`, `ProxyJump`); the user is always root."""
 
 
 class Lease(Strict):
@@ -39,15 +43,19 @@ class Lease(Strict):
     experiment: str
     hosts: tuple[LeasedHost, ...]
     site_subnets: dict[str, str]
-    """Site -> CIDR of its network."""
+    """Site -> CIDR of its network; empty where hosts shape the WAN."""
     site_devices: dict[str, str]
-    """Site -> the device of the WAN router towards it, where its constraints are put."""
+    """Site -> the device of the WAN router towards it, where its constraints are put; empty where hosts do it."""
     site_gateways: dict[str, str]
-    """Site -> the WAN router's address there."""
+    """Site -> the WAN router's address there; empty where hosts shape the WAN."""
     identities: dict[str, str]
     """Host -> text that is another one when the host was made anew, empty."""
     router: str
-    """What shapes the WAN: `netns` or `uml`."""
+    """What shapes the WAN: `netns`, `uml`, or `hosts`."""
+    shaped: Literal["router", "hosts"] = "router"
+    """Where the WAN is shaped: on a router between the sites, or by every host for what it sends."""
+    software: Literal["mounted", "shipped"] = "mounted"
+    """Whether hosts see the Python environments of the driver's cache, or must be sent copies."""
     details: dict[str, Any] = {}
     """The provider's own: `local` keeps the machine plan here."""
 
@@ -85,10 +93,16 @@ class ProviderInterface(Protocol):
         """
 
     def dead_hosts(self, lease: Lease) -> list[str]:
-        """Names of leased hosts that no longer run (also the WAN router, as "WAN router")."""
+        """Names of leased hosts that no longer run (also the WAN router, as "WAN router").
+
+        Whether a running host can be reached by ssh, the driver asks itself.
+        """
 
     def shape(self, lease: Lease, program: str) -> None:
-        """Run a tc program (`tc -batch` text) where the WAN is shaped. Raises TestbedError with tc's message."""
+        """Run a tc program (`tc -batch` text) on the WAN router. Raises TestbedError with tc's message.
+
+        This, `read_shape` and `router_facts` are asked only where a router shapes the WAN.
+        """
 
     def read_shape(self, lease: Lease) -> str:
         """What tc shows there: one JSON text {"qdisc": {device: [...]}, "class": {...}, "filter": {...}}."""

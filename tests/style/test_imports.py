@@ -15,13 +15,13 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "discovery_deploy"
 
 LAYERS = (
-    "__init__ data deployment_mistakes errors references services units",
-    "deployment model source_model strict",
+    "__init__ data deployment_mistakes errors provider_mistakes references services units",
+    "deployment model provider_models source_model strict",
     "campaign campaign_mistakes config documents fields mistakes schema wording"
     " crossings inventory patch_series rally records report rtts seed service_variables smoke stats topology"
     " unified_diff variables wan wan_readback",
     "ansible bench cgroups clients cloud_probe code_proof code_recorder containers derived git_trees guest image"
-    " installed_code machine measure nspawn probe proof provenance providers remote site_networks sources stack"
+    " installed_code machine measure nspawn probe proof provenance providers remote shaping site_networks sources stack"
     " wan_router wan_uml working_copy workspace",
     "builds cache commands doctor driver opening patch_commands phases progress smoke_acts testbed",
     "__main__ cli",

@@ -72,7 +72,7 @@ class Machines:
         self.made += 1
         names = [(host.name, site.name, host.roles) for site in asked.sites for host in site.hosts]
         return Lease(
-            provider="none",
+            provider="local",
             experiment=asked.name,
             hosts=tuple(
                 LeasedHost(name=name, site=site, roles=roles, management_address="10.0.0.1", site_address="10.1.0.1")

@@ -1,0 +1,57 @@
+"""Whether a provider's section fits the sites and hosts of its experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from discovery_deploy.references import Mistake, Place, near, site_names
+
+if TYPE_CHECKING:
+    from discovery_deploy.model import Experiment
+    from discovery_deploy.provider_models import Grid5000, Static
+
+_PROVIDER: Place = ("provider",)
+
+
+def provider_mistakes(experiment: Experiment) -> Iterable[Mistake]:
+    """What does not fit between a provider and the sites, in the order of the file."""
+    provider = experiment.provider
+    if provider.type == "static":
+        yield from _machines(experiment, provider)
+    elif provider.type == "g5k":
+        yield from _sites(experiment, provider)
+
+
+def _machines(experiment: Experiment, provider: Static) -> Iterable[Mistake]:
+    hosts = [host.name for site in experiment.sites for host in site.hosts]
+    given: dict[str, Place] = {}
+    addresses: dict[str, Place] = {}
+    for index, machine in enumerate(provider.machines):
+        where: Place = ("provider", "machines", index)
+        if machine.host not in hosts:
+            meant = near(machine.host, hosts)
+            hint = f'did you mean "{meant}"?' if meant else f"the hosts are {', '.join(hosts)}"
+            yield Mistake((*where, "host"), f'no host "{machine.host}"; {hint}', (("sites",),))
+        elif machine.host in given:
+            yield Mistake((*where, "host"), f'a second machine for "{machine.host}"', (given[machine.host],))
+        given.setdefault(machine.host, (*where, "host"))
+        way = f"{machine.jump or ''} {machine.address} {machine.port}"
+        if way in addresses:
+            yield Mistake((*where, "address"), f'"{machine.address}" is a machine above already', (addresses[way],))
+        addresses.setdefault(way, (*where, "address"))
+    for name in hosts:
+        if name not in given:
+            yield Mistake(("provider", "machines"), f'no machine for host "{name}"', (("sites",),))
+
+
+def _sites(experiment: Experiment, provider: Grid5000) -> Iterable[Mistake]:
+    for name in provider.sites:
+        if name not in experiment.site_names:
+            message = f'no site "{name}"; the sites are {", ".join(experiment.site_names)}'
+            yield Mistake(("provider", "sites", name), message, site_names(experiment))
+    if provider.default is None:
+        lacking = [name for name in experiment.site_names if name not in provider.sites]
+        for name in lacking:
+            message = f'nothing says where the hosts of site "{name}" are; give `default`, or name it in `sites`'
+            yield Mistake(_PROVIDER, message, (*site_names(experiment), ("provider", "sites")))
