@@ -6,12 +6,14 @@ BIN := $(VENV)/bin
 APT_NEEDS := python3 python3-venv systemd-container mmdebstrap zstd user-mode-linux uml-utilities iproute2 kmod \
 	ethtool util-linux openssh-client iputils-ping ca-certificates procps git
 APT_TEST_NEEDS := chromium shellcheck
+APT_MACHINE_NEEDS := vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils \
+	dnsmasq-base iptables e2fsprogs
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-tests
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: demo test style unit integration bench install clean help
+.PHONY: demo test style unit integration machines bench install clean help
 
 help: ## What can be made
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -50,7 +52,11 @@ unit: $(TEST_STAMP)
 	$(BIN)/python -m pytest -q tests -m "not integration"
 
 integration: $(TEST_STAMP)
-	$(BIN)/python -m pytest -q tests -m integration -p no:randomly --durations=25
+	$(BIN)/python -m pytest -q tests -m "integration and not machines" -p no:randomly --durations=25
+
+machines: $(TEST_STAMP) ## Tests on virtual machines; installs Vagrant, libvirt and QEMU
+	$(call apt_install,$(APT_MACHINE_NEEDS))
+	$(BIN)/python -m pytest -q tests -m machines -p no:randomly --durations=10
 
 test: style unit integration ## All tests: style, unit, contract, then the real deployments
 
