@@ -1,7 +1,8 @@
 """The WAN between sites: from constraints to a tc program, and from measurements to a verdict. Pure.
 
 On the router's device towards a site there is, for every other site, an HTB class (rate) with a netem child (delay,
-jitter, loss), chosen by a u32 filter on the source network. `wan_readback` compares it with what tc shows.
+jitter, loss), chosen by a u32 filter on the source network. `wan_readback` compares it with what tc shows. Where there
+is no router, `egress` makes the hosts' own programs of the same parts.
 """
 
 from __future__ import annotations
@@ -155,12 +156,41 @@ def single_packets(shapes: Iterable[PathShape]) -> bool:
 
 
 def class_minor(site_names: Iterable[str]) -> dict[str, str]:
-    """Source site -> minor number of its class on every device, also its netem's handle (hexadecimal text)."""
+    """Site -> minor number of the class of its paths on every device, also its netem's handle (hexadecimal text)."""
     return {name: f"{FIRST_MINOR + index:x}" for index, name in enumerate(sorted(site_names))}
 
 
 def _number(value: float) -> str:
     return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
+def root_lines(device: str) -> list[str]:
+    """Lines of tc that put our empty htb at a device's root, whatever is there."""
+    # Whatever is there goes first: htb refuses to be replaced by htb.
+    return [f"qdisc replace dev {device} root pfifo", f"qdisc replace dev {device} root handle 1: htb default 0"]
+
+
+def path_lines(device: str, minor: str, shape: PathShape) -> list[str]:
+    """Lines of tc that add a path's class and its netem to a device with our htb."""
+    return [
+        f"class add dev {device} parent 1: classid 1:{minor} {_class_options(shape)}",
+        f"qdisc add dev {device} parent 1:{minor} handle {minor}: {_netem_options(shape)}",
+    ]
+
+
+def filter_line(device: str, minor: str, match: str) -> str:
+    """The line of tc that leads packets with `match` ("src 10.0.0.0/24") into a class."""
+    return f"filter add dev {device} parent 1: protocol ip prio 1 u32 match ip {match} flowid 1:{minor}"
+
+
+def change_lines(device: str, minor: str, before: PathShape, after: PathShape) -> list[str]:
+    """Lines of tc that give a path another shape and lose no packet; none when tc is told the same for both."""
+    lines = []
+    if _class_options(before) != _class_options(after):
+        lines.append(f"class change dev {device} parent 1: classid 1:{minor} {_class_options(after)}")
+    if _netem_options(before) != _netem_options(after):
+        lines.append(f"qdisc change dev {device} parent 1:{minor} handle {minor}: {_netem_options(after)}")
+    return lines
 
 
 def _class_options(shape: PathShape) -> str:
@@ -178,8 +208,9 @@ def _netem_options(shape: PathShape) -> str:
     return " ".join([*words, "limit", str(limit_packets(shape))])
 
 
-def _segmentation(shapes: Mapping[Pair, PathShape]) -> str:
-    return SEGMENTATION_OFF if single_packets(shapes.values()) else SEGMENTATION_ON
+def segmentation(shapes: Iterable[PathShape]) -> str:
+    """The comment that a program with these shapes begins with."""
+    return SEGMENTATION_OFF if single_packets(shapes) else SEGMENTATION_ON
 
 
 def tc_program(shapes: Mapping[Pair, PathShape], devices: Mapping[str, str], subnets: Mapping[str, str]) -> str:
@@ -193,21 +224,16 @@ def tc_program(shapes: Mapping[Pair, PathShape], devices: Mapping[str, str], sub
         subnets: site -> its network (CIDR).
     """
     minors = class_minor(devices)
-    lines = [_segmentation(shapes)]
+    lines = [segmentation(shapes.values())]
     for destination in sorted(devices):
         device = devices[destination]
-        # Whatever is there goes first: htb refuses to be replaced by htb.
-        lines += [f"qdisc replace dev {device} root pfifo", f"qdisc replace dev {device} root handle 1: htb default 0"]
+        lines += root_lines(device)
         for source in sorted(devices):
             if source == destination:
                 continue
-            shape, minor = shapes[source, destination], minors[source]
-            lines += [
-                f"class add dev {device} parent 1: classid 1:{minor} {_class_options(shape)}",
-                f"qdisc add dev {device} parent 1:{minor} handle {minor}: {_netem_options(shape)}",
-                f"filter add dev {device} parent 1: protocol ip prio 1 "
-                f"u32 match ip src {subnets[source]} flowid 1:{minor}",
-            ]
+            minor = minors[source]
+            lines += path_lines(device, minor, shapes[source, destination])
+            lines.append(filter_line(device, minor, f"src {subnets[source]}"))
     return "\n".join(lines) + "\n"
 
 
@@ -223,12 +249,8 @@ def tc_changes(old: Mapping[Pair, PathShape], new: Mapping[Pair, PathShape], dev
     lines = []
     for source, destination in sorted(new, key=lambda pair: (pair[1], pair[0])):
         before, after = old[source, destination], new[source, destination]
-        device, minor = devices[destination], minors[source]
-        if _class_options(before) != _class_options(after):
-            lines.append(f"class change dev {device} parent 1: classid 1:{minor} {_class_options(after)}")
-        if _netem_options(before) != _netem_options(after):
-            lines.append(f"qdisc change dev {device} parent 1:{minor} handle {minor}: {_netem_options(after)}")
-    return "\n".join([_segmentation(new), *lines]) + "\n" if lines else ""
+        lines += change_lines(devices[destination], minors[source], before, after)
+    return "\n".join([segmentation(new.values()), *lines]) + "\n" if lines else ""
 
 
 def asked_rtt_s(shapes: Mapping[Pair, PathShape], pair: Pair) -> float:
@@ -250,7 +272,8 @@ def rtt_tolerance_s(shapes: Mapping[Pair, PathShape], pair: Pair, verify: Verify
     return max(verify.rtt_tolerance, verify.rtt_tolerance_ratio * asked_rtt_s(shapes, pair)) + sampling_s + cut_s
 
 
-def _ms(seconds: float) -> str:
+def milliseconds(seconds: float) -> str:
+    """A time as messages show it."""
     return f"{seconds * 1e3:.2f} ms"
 
 
@@ -269,8 +292,9 @@ def _rtt_problems(
     base_s = min(base_rtt_s, verify.rtt_tolerance)
     if abs(measured.rtt_median_s - base_s - asked_s) > tolerance_s:
         yield (
-            f"{where}: RTT asked {_ms(asked_s)}, measured {_ms(measured.rtt_median_s)} "
-            f"(median of {measured.received}; {_ms(base_s)} of it are the testbed's), tolerance {_ms(tolerance_s)}"
+            f"{where}: RTT asked {milliseconds(asked_s)}, measured {milliseconds(measured.rtt_median_s)} "
+            f"(median of {measured.received}; {milliseconds(base_s)} of it are the testbed's), "
+            f"tolerance {milliseconds(tolerance_s)}"
         )
     lost = 1 - measured.received / measured.sent
     allowed = 2 * verify.loss_tolerance + 4 * math.sqrt(kept * (1 - kept) / measured.sent)
@@ -297,8 +321,8 @@ def _flow_problems(shape: PathShape, measured: PairMeasurement, verify: Verify, 
             )
     if measured.one_way_median_s is not None and abs(measured.one_way_median_s - shape.delay_s) > tolerance_s:
         yield (
-            f"{where}: one-way delay asked {_ms(shape.delay_s)}, measured {_ms(measured.one_way_median_s)}, "
-            f"tolerance {_ms(tolerance_s)}"
+            f"{where}: one-way delay asked {milliseconds(shape.delay_s)}, "
+            f"measured {milliseconds(measured.one_way_median_s)}, tolerance {milliseconds(tolerance_s)}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What tc shows on the WAN router, compared with the program that it was given. Pure."""
+"""What tc shows on devices that we shape, compared with the programs that they were given. Pure."""
 
 from __future__ import annotations
 
@@ -43,15 +43,40 @@ class _Shown:
     rates_bps: dict[str, float]
     """Class -> rate."""
     filters: dict[str, list[str]]
-    """Class -> source networks sent there, in the order in which they are tried."""
+    """Class -> which packets are sent there, in the order in which they are tried."""
 
 
-def _network(match: Mapping[str, Any]) -> str:
-    mask = int(match["mask"], 16)
-    address = ipaddress.ip_address(int(match["value"], 16))
-    if int(match["off"]) != 12:
+@dataclass(frozen=True)
+class ExpectedPath:
+    """A path that a device should shape."""
+
+    name: str
+    """In messages: source, destination and device."""
+    shape: PathShape
+    packets: tuple[str, ...]
+    """Which packets take it: "from NETWORK" or "to NETWORK", in the order of the program."""
+
+
+@dataclass(frozen=True)
+class ExpectedDevice:
+    """What tc should show on a device with our htb."""
+
+    name: str
+    where: str
+    """In messages: the device, and what it is."""
+    paths: Mapping[str, ExpectedPath]
+    """Minor number of the class -> path."""
+    single_packets: bool
+    """Whether it must take no super-packets."""
+
+
+def _packets(match: Mapping[str, Any]) -> str:
+    """The packets that a u32 filter matches; the addresses of IPv4 are at bytes 12 (source) and 16 of its header."""
+    way = {12: "from", 16: "to"}.get(int(match["off"]))
+    if way is None:
         return f"{match['value']}/{match['mask']} at {match['off']}"
-    return f"{address}/{mask.bit_count()}"
+    address = ipaddress.ip_address(int(match["value"], 16))
+    return f"{way} {address}/{int(match['mask'], 16).bit_count()}"
 
 
 def _shown(shown: Mapping[str, Any], device: str) -> _Shown:
@@ -67,7 +92,7 @@ def _shown(shown: Mapping[str, Any], device: str) -> _Shown:
         if entry.get("kind") != "u32":
             filters.setdefault(f"of {entry.get('kind')}", [])
         elif "match" in options:
-            filters.setdefault(options.get("flowid", "none"), []).append(_network(options["match"]))
+            filters.setdefault(options.get("flowid", "none"), []).append(_packets(options["match"]))
     return _Shown(qdiscs, rates_bps, filters)
 
 
@@ -96,8 +121,8 @@ def _netem_problems(shape: PathShape, qdisc: Mapping[str, Any] | None) -> Iterat
         yield f"netem also has {', '.join(foreign)}"
 
 
-def _path_problems(shape: PathShape, subnet: str, minor: str, shown: _Shown) -> Iterator[str]:
-    classid = f"1:{minor}"
+def _path_problems(path: ExpectedPath, minor: str, shown: _Shown) -> Iterator[str]:
+    classid, shape = f"1:{minor}", path.shape
     asked_bps = shape.rate_bps or UNLIMITED_BPS
     shown_bps = shown.rates_bps.get(classid)
     if shown_bps is None:
@@ -105,8 +130,32 @@ def _path_problems(shape: PathShape, subnet: str, minor: str, shown: _Shown) -> 
     elif abs(asked_bps - shown_bps) > 8 + RATE_ROUNDING * asked_bps:
         yield f"rate asked {asked_bps / 1e6:g} Mbit/s, tc shows {shown_bps / 1e6:g} Mbit/s"
     yield from _netem_problems(shape, shown.qdiscs.get(classid))
-    if shown.filters.get(classid, []) != [subnet]:
-        yield f"packets from {subnet} should go to class {classid}, tc shows {shown.filters.get(classid, [])}"
+    if shown.filters.get(classid, []) != list(path.packets):
+        asked = ", ".join(path.packets)
+        yield f"packets {asked} should go to class {classid}, tc shows {shown.filters.get(classid, [])}"
+
+
+def device_problems(device: ExpectedDevice, shown: Mapping[str, Any]) -> Iterator[str]:
+    """Differences between what a device should have and what tc shows, within tc's own rounding.
+
+    Args:
+        device: with our htb.
+        shown: {"qdisc": {device: [objects of tc -j]}, "class": {device: [lines of tc]}, "filter": {device: [objects]},
+            "segmentation": {device: bool}}.
+    """
+    on_device = _shown(shown, device.name)
+    root = on_device.qdiscs.get("root", {"kind": "nothing"})
+    if root["kind"] != "htb" or root.get("handle") != "1:" or int(root["options"].get("default", "0"), 16) != 0:
+        yield f"{device.where}: no htb of ours at the root, but {root['kind']}"
+        return
+    for minor, path in device.paths.items():
+        for problem in _path_problems(path, minor, on_device):
+            yield f"{path.name}: {problem}"
+    ours = {f"1:{minor}" for minor in device.paths}
+    for classid in sorted((set(on_device.rates_bps) | set(on_device.filters)) - ours):
+        yield f"{device.where}: class or filter {classid} is not ours"
+    if shown["segmentation"].get(device.name) and device.single_packets:
+        yield f"{device.where}: takes super-packets (TSO, GSO), which shaping needs off"
 
 
 def readback_problems(
@@ -116,29 +165,21 @@ def readback_problems(
 
     Args:
         shapes: as from `wan.path_shapes`.
-        shown_json: what `wan_router.read` returns: {"qdisc": {device: [objects of tc -j]}, "class": {device:
-            [lines of tc]}, "filter": {device: [objects]}, "segmentation": {device: bool}}.
+        shown_json: what `wan_router.read` returns; JSON of what `device_problems` takes.
         devices: site -> the router's device towards it.
         subnets: site -> its network (CIDR).
     Returns:
         One line a difference, each naming the path or device; empty when all is as asked.
     """
-    shown = json.loads(shown_json)
-    minors = class_minor(devices)
-    problems = []
+    shown, minors = json.loads(shown_json), class_minor(devices)
+    single = single_packets(shapes.values())
+    problems: list[str] = []
     for destination, device in sorted(devices.items()):
-        on_device = _shown(shown, device)
-        root = on_device.qdiscs.get("root", {"kind": "nothing"})
-        if root["kind"] != "htb" or root.get("handle") != "1:" or int(root["options"].get("default", "0"), 16) != 0:
-            problems.append(f"{device} towards {destination}: no htb of ours at the root, but {root['kind']}")
-            continue
-        sources = sorted(set(devices) - {destination})
-        for source in sources:
-            found = _path_problems(shapes[source, destination], subnets[source], minors[source], on_device)
-            problems += [f"{source} -> {destination} ({device}): {problem}" for problem in found]
-        ours = {f"1:{minors[source]}" for source in sources}
-        for classid in sorted((set(on_device.rates_bps) | set(on_device.filters)) - ours):
-            problems.append(f"{device} towards {destination}: class or filter {classid} is not ours")
-        if shown["segmentation"].get(device) and single_packets(shapes.values()):
-            problems.append(f"{device} towards {destination}: takes super-packets (TSO, GSO), which shaping needs off")
+        paths = {
+            minors[source]: ExpectedPath(
+                f"{source} -> {destination} ({device})", shapes[source, destination], (f"from {subnets[source]}",)
+            )
+            for source in sorted(set(devices) - {destination})
+        }
+        problems += device_problems(ExpectedDevice(device, f"{device} towards {destination}", paths, single), shown)
     return tuple(problems)

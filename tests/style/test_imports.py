@@ -18,7 +18,7 @@ LAYERS = (
     "__init__ data deployment_mistakes errors provider_mistakes references services units",
     "deployment model provider_models source_model strict",
     "campaign campaign_mistakes config documents fields mistakes schema wording"
-    " crossings inventory patch_series rally records report rtts seed service_variables smoke stats topology"
+    " crossings egress inventory patch_series rally records report rtts seed service_variables smoke stats topology"
     " unified_diff variables wan wan_readback",
     "ansible bench cgroups clients cloud_probe code_proof code_recorder containers derived git_trees guest image"
     " installed_code machine measure nspawn probe proof provenance providers remote shaping site_networks sources stack"

@@ -136,7 +136,7 @@ class Tc:
         patterns = {
             "class": r"parent 1: classid (?P<key>1:\w+) (?P<options>htb .*)",
             "qdisc": r"parent (?P<key>1:(\w+)) handle \2: (?P<options>netem .*)",
-            "filter": r"parent 1: protocol ip prio 1 u32 match ip src (?P<options>\S+) flowid (?P<key>1:\w+)",
+            "filter": r"parent 1: protocol ip prio 1 u32 match ip (?P<key>(?:src|dst) \S+) flowid (?P<options>1:\w+)",
         }
         table = {"class": self.classes, "qdisc": self.netems, "filter": self.filters}[kind]
         found = re.fullmatch(patterns[kind], rest)
@@ -144,7 +144,7 @@ class Tc:
         key = (device, found["key"])
         assert verb == ("change" if key in table else "add")
         if kind != "class":
-            assert key in self.classes
+            assert (device, found["options" if kind == "filter" else "key"]) in self.classes
         table[key] = found["options"]
 
     def state(self) -> tuple[Any, ...]:
@@ -219,8 +219,8 @@ class TestProgram:
         router.run(wan.tc_program(wan.path_shapes(network(), names), devices, subnets))
         assert len(router.classes) == len(router.netems) == len(router.filters) == 64 * 63
         for device in devices.values():
-            sources = {source for (on, _), source in router.filters.items() if on == device}
-            assert len(sources) == 63
+            classes = {classid for (on, _), classid in router.filters.items() if on == device}
+            assert len(classes) == 63
 
     @pytest.mark.parametrize(
         ("shape", "off"),
