@@ -204,6 +204,11 @@ class Network(Strict):
     constraints: tuple[Constraint, ...] = Field(
         (), description="Shapes of single pairs; what a constraint leaves out comes from the default."
     )
+    compensate: StrictBool = Field(
+        False,
+        description="Where hosts shape the WAN (not on `local`): measure the testbed's own RTT of every pair first and "
+        "take it off the delays, half each way; refused where it is longer than the RTT asked for.",
+    )
     verify: Verify = Field(Verify(), description="How the WAN is measured.")
 
     @model_validator(mode="after")

@@ -100,7 +100,7 @@ def phase_slice(phase: Phase, experiment: Experiment, inputs: Inputs) -> dict[st
         return {"deployment": kept, "code": inputs.code}
     network = asked["network"]
     if phase == "constrain":
-        return {"default": network["default"], "constraints": network["constraints"]}
+        return {key: network[key] for key in ("default", "constraints", "compensate")}
     return {"verify": network["verify"]}
 
 

@@ -110,10 +110,10 @@ part of them (items are counted from 0). A level may be a whole object or list, 
 
 Other sites or hosts are reserved anew, which costs most, so they vary slowest; who loads it varies fastest.
 
-Fixed are: `network.verify` (all settings are judged alike), `provider` (all run on machines of the same kind), `name`
-(hosts and results are found by it), `question` (it changes nothing that is measured), the rest of `campaign` (it says
-what is done in every setting), and keys alone on which others hang: a `type`, the name of a site or host (vary the
-whole object).
+Fixed are: `network.verify` and `network.compensate` (all settings are judged alike), `provider` (all run on machines
+of the same kind), `name` (hosts and results are found by it), `question` (it changes nothing that is measured), the
+rest of `campaign` (it says what is done in every setting), and keys alone on which others hang: a `type`, the name of
+a site or host (vary the whole object).
 
 Levels are checked at their place, and so is every combination of them: with a level of two sites, for example, no
 constraint may name the third. With two sites, one constraint and MariaDB, the paths are:
