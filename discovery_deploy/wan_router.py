@@ -13,7 +13,6 @@ Standard library only, driven by the plan of one machine, so that it can be ship
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -21,7 +20,6 @@ import re
 import shlex
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import time
@@ -30,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from discovery_deploy import tc_device
 from discovery_deploy.wan_uml import QUEUE_PACKETS, Port, RouterError, UmlRouter
 
 Plan = dict[str, Any]
@@ -38,9 +37,6 @@ Plan = dict[str, Any]
 BRIDGE_LIMIT_S = 30.0
 LOCK_LIMIT_S = 180.0
 TC_LIMIT_S = 120.0
-SIOCETHTOOL = 0x8946
-SEGMENTATION_COMMANDS = ((0x1E, 0x1F), (0x23, 0x24))
-"""TSO and GSO: commands (get, set) of SIOCETHTOOL, from linux/ethtool.h."""
 
 
 @dataclass(frozen=True)
@@ -143,49 +139,29 @@ def apply(plan: Plan, program: str) -> None:
     router = router_of(plan)
     for state in re.findall(r"^# segmentation: (on|off)$", program, re.MULTILINE):
         for port in router.ports:
-            _set_segmentation(port.tap, state == "on")
-    lines = program.splitlines()
+            tc_device.set_segmentation(port.tap, dict.fromkeys(tc_device.SEGMENTATION_COMMANDS, state == "on"))
     try:
         _tc(router, "tc", program)
     except RouterError as error:
-        number = re.search(r"Command failed \S+:(\d+)", error.what)
-        line = f'; line {number[1]} is "{lines[int(number[1]) - 1]}"' if number else ""
+        line = tc_device.refused_line(program, error.what)
         raise RouterError(f"the WAN router refused the tc program: {error.what}{line}") from error
 
 
 def read(plan: Plan) -> str:
-    """What tc shows in the router, as JSON.
-
-    {"qdisc": {device: [objects]}, "class": {device: [lines of text]}, "filter": {device: [objects]},
-    "segmentation": {device: whether its port takes super-packets}}. Classes are text: tc 6.1 knows no JSON for htb.
+    """What tc shows in the router, as JSON: that of `tc_device.shown`, and "segmentation": {device: whether its port
+    takes super-packets}.
     """
     router = router_of(plan)
-    devices = [port.device for port in router.ports]
-    lists = [
-        json.loads(line)
-        for line in _tc(
-            router, "tc -j", "".join(f"qdisc show dev {device}\nfilter show dev {device}\n" for device in devices)
-        ).splitlines()
-        if line
-    ]
-    classes: list[list[str]] = []
-    shown = "".join(f"qdisc show dev {device}\nclass show dev {device}\n" for device in devices)
-    for line in _tc(router, "tc", shown).splitlines():
-        if line.startswith("qdisc ") and " root " in line:  # the next device begins
-            classes.append([])
-        elif line.startswith("class "):
-            classes[-1].append(line.strip())
-    if len(lists) != 2 * len(devices) or len(classes) != len(devices):
-        raise RouterError(f"tc shows {len(lists)} lists and {len(classes)} roots for {len(devices)} devices")
-    return json.dumps(
-        {
-            "qdisc": dict(zip(devices, lists[::2], strict=True)),
-            "class": dict(zip(devices, classes, strict=True)),
-            "filter": dict(zip(devices, lists[1::2], strict=True)),
-            "segmentation": {port.device: _segmentation(port.tap) for port in router.ports},
-        },
-        sort_keys=True,
-    )
+
+    def tc(options: Sequence[str], lines: str) -> str:
+        return _tc(router, " ".join(["tc", *options]), lines)
+
+    try:
+        found = tc_device.shown([port.device for port in router.ports], tc)
+    except tc_device.DeviceError as error:
+        raise RouterError(error.what) from error
+    found["segmentation"] = {port.device: any(tc_device.segmentation(port.tap).values()) for port in router.ports}
+    return json.dumps(found, sort_keys=True)
 
 
 def facts(plan: Plan) -> dict[str, str]:
@@ -223,13 +199,7 @@ def _recorded_mode(router: Router) -> str | None:
 
 def kernel_has_netem() -> bool:
     """Whether this kernel shapes: tried in a namespace without a name, which ends with the command."""
-    script = (
-        "ip link add w0 type veth peer name w1 && tc qdisc add dev w0 root handle 1: htb && "
-        "tc class add dev w0 parent 1: classid 1:1 htb rate 1gbit quantum 2000 && "
-        "tc qdisc add dev w0 parent 1:1 netem delay 1ms && "
-        "tc filter add dev w0 parent 1: protocol ip u32 match ip src 10.0.0.0/8 flowid 1:1"
-    )
-    return subprocess.run(["unshare", "--net", "sh", "-c", script], capture_output=True, check=False).returncode == 0
+    return tc_device.kernel_lacks() is None
 
 
 def _call(command: Sequence[str], text: str = "") -> str:
@@ -379,25 +349,6 @@ def _execute(router: Router, script: str, what: str, limit_s: float, batch: str 
 def _tc(router: Router, command: str, batch: str) -> str:
     """Run lines of tc in one process; what it printed."""
     return _execute(router, f'exec {command} -batch "$BATCH"', command, TC_LIMIT_S, batch)
-
-
-def _ethtool(device: str, command: int, value: int = 0) -> int:
-    """One legacy ethtool ioctl. Raises OSError."""
-    data = ctypes.create_string_buffer(struct.pack("II", command, value))
-    request = struct.pack("16sP", device.encode(), ctypes.addressof(data))
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
-        fcntl.ioctl(control, SIOCETHTOOL, request)
-    return int(struct.unpack_from("I", data, 4)[0])
-
-
-def _segmentation(device: str) -> bool:
-    """Whether packets of more than one frame (TSO, GSO) may be handed to a device."""
-    return any(_ethtool(device, get) for get, _ in SEGMENTATION_COMMANDS)
-
-
-def _set_segmentation(device: str, on: bool) -> None:
-    for _, put in SEGMENTATION_COMMANDS:
-        _ethtool(device, put, int(on))
 
 
 def main(arguments: Sequence[str]) -> int:

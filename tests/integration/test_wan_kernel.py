@@ -6,12 +6,7 @@ machine's own files (read-only).
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,11 +14,10 @@ import pytest
 
 from discovery_deploy import measure, site_networks, wan_router
 from tests.integration import wan_checks
+from tests.integration.inside_uml import counts_inside
 from tests.integration.wan_bed import SITE_NAMES, SLOT, Wan, plan_of, wan_sites
 
 HAS_NETEM = wan_router.kernel_has_netem()
-REPOSITORY = Path(__file__).resolve().parents[2]
-BOOT_AND_TESTS_LIMIT_S = 300
 
 pytestmark = pytest.mark.integration
 with_netem = pytest.mark.skipif(not HAS_NETEM, reason="this kernel has no netem; test_inside_user_mode_linux runs this")
@@ -93,45 +87,6 @@ def test_down_leaves_nothing(tmp_path: Path) -> None:
         site_networks.down(SLOT + 5)
 
 
-INIT = """#!/bin/sh
-export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp PYTHONDONTWRITEBYTECODE=1
-mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /tmp
-mount -t tmpfs tmpfs /dev/shm 2> /dev/null
-mkdir -p /run/lib/modules
-ln -s "/usr/lib/uml/modules/$(uname -r)" "/run/lib/modules/$(uname -r)"
-modprobe -d /run -a sch_netem sch_htb cls_u32 veth bridge
-ip link set lo up
-cd {repository}
-{python} -m pytest -q --color=no --durations=15 -p no:cacheprovider -p no:randomly {test}
-echo "EXIT $?"
-echo o > /proc/sysrq-trigger
-sleep 5
-"""
-
-
 @pytest.mark.skipif(HAS_NETEM, reason="the tests of this file have run on this kernel itself")
 def test_inside_user_mode_linux(tmp_path: Path) -> None:
-    init = tmp_path / "init"
-    init.write_text(INIT.format(repository=REPOSITORY, python=sys.executable, test=Path(__file__)))
-    init.chmod(0o700)
-    # As for the router: without it whatever else runs on the machine is measured.
-    kernel = ["chrt", "-f", "50"] if subprocess.run(["chrt", "-f", "50", "true"], check=False).returncode == 0 else []
-    kernel += ["linux.uml", "mem=768M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", f"init={init}"]
-    kernel += ["con=null", "con0=null,fd:1", "ssl=null", "quiet", "umid=tests", f"uml_dir={tmp_path}/uml"]
-    process = subprocess.Popen(
-        kernel,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        report, _ = process.communicate(timeout=BOOT_AND_TESTS_LIMIT_S)
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # its children too, when it did not end by itself
-            os.killpg(process.pid, signal.SIGKILL)
-    print(report)
-    assert re.search(r"^EXIT 0\r?$", report, re.MULTILINE), report
-    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|skipped|failed|error)", report)}
-    assert counts == {"passed": 13, "skipped": 1}, report
+    assert counts_inside(Path(__file__), tmp_path) == {"passed": 13, "skipped": 1}
