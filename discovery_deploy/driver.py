@@ -282,7 +282,7 @@ class Driver:
         for host in self.testbed.lease.hosts:
             facts = HostFacts.model_validate({"name": host.name, "site": host.site, **reports[host.name]})
             self.workspace.save(f"facts/{host.name}.json", facts)
-        facts_of_router = RouterFacts(text=self.testbed.shaper.facts())
+        facts_of_router = RouterFacts(text=self.testbed.wan.facts(setting.experiment))
         self.workspace.save("router.json", facts_of_router)
         self.announce.done("collect", round(time.monotonic() - started, 3))
 

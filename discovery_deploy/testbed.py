@@ -17,14 +17,12 @@ from discovery_deploy import (
     clients,
     image,
     inventory,
-    measure,
     proof,
-    shaping,
     smoke,
     sources,
     stack,
     variables,
-    wan,
+    wan_acts,
 )
 from discovery_deploy.campaign import Setting
 from discovery_deploy.errors import StateError, TestbedError
@@ -43,12 +41,12 @@ from discovery_deploy.providers import provider_named
 from discovery_deploy.providers.base import Lease, ProviderInterface
 from discovery_deploy.records import HostCode
 from discovery_deploy.remote import Remote, control_sockets, remove_control_sockets, side_by_side, ssh_config_text
-from discovery_deploy.shaping import RouterShaper, Shaper, Shapes
+from discovery_deploy.shaping import Shapes
+from discovery_deploy.wan import WanReport, summary
 from discovery_deploy.workspace import Workspace, now, write_file
 
 UNKNOWN = "unknown"
 """In the place of a hash: something is deployed, and nobody knows what."""
-SHAPES = "shapes.json"
 
 
 class Announcer(Protocol):
@@ -134,9 +132,9 @@ class Testbed:
         return Remote(self.workspace.ssh_config)
 
     @property
-    def shaper(self) -> Shaper:
-        """What shapes the WAN."""
-        return RouterShaper(self.provider, self.lease)
+    def wan(self) -> wan_acts.Wan:
+        """The paths between the sites."""
+        return wan_acts.Wan(self.lease, self.provider, self.remote, self.workspace)
 
     @property
     def secrets(self) -> variables.Secrets:
@@ -216,7 +214,7 @@ class Testbed:
             self.workspace.note("hosts taken over", workspace=str(holder))
         return True
 
-    def bring_to(self, setting: Setting, until: Phase = "verify") -> wan.WanReport | None:
+    def bring_to(self, setting: Setting, until: Phase = "verify") -> WanReport | None:
         """Execute the stale phases up to `until`, in order.
 
         Returns:
@@ -230,7 +228,7 @@ class Testbed:
             "constrain": self._constrain,
         }
         standing = standing_hash(setting.experiment, self.inputs(setting.experiment))
-        report: wan.WanReport | None = None
+        report: WanReport | None = None
         for phase in self.stale(setting, until):
             self.announce.phase(phase, setting.record.label if phase in ("deploy", "constrain", "verify") else "")
             started = time.monotonic()
@@ -240,7 +238,7 @@ class Testbed:
             self.workspace.note("phase started", phase=phase, hash=wanted[phase], setting=setting.record.label)
             if phase == "verify":
                 report = self.verify(setting.experiment)
-                detail = wan.summary(report)
+                detail = summary(report)
             else:
                 detail = acts[phase](setting.experiment)
             seconds = round(time.monotonic() - started, 3)
@@ -302,49 +300,33 @@ class Testbed:
         self._playbook("prepare", experiment)
         return ""
 
-    def _shape(self, shapes: Shapes) -> None:
-        """Bring the WAN to these shapes: by changes that lose no packet where it is known what is there."""
-        known = self.workspace.load(SHAPES, wan.AppliedShapes)
-        # What is there is unknown from before the change until after it.
-        (self.workspace.path / SHAPES).unlink(missing_ok=True)
-        old = {(path.source, path.destination): path.shape for path in known.paths} if known else {}
-        shaping.bring(self.shaper, old, shapes)
-        paths = [
-            wan.AppliedPath(source=pair[0], destination=pair[1], shape=shape) for pair, shape in sorted(shapes.items())
-        ]
-        self.workspace.save(SHAPES, wan.AppliedShapes(paths=tuple(paths)))
-
-    def _flatten(self, experiment: Experiment) -> None:
-        """No constraint between sites while a deployment is made or taken away."""
-        self._shape({pair: wan.PathShape() for pair in self.shapes(experiment)})
-
     @contextmanager
     def cut_off(self, experiment: Experiment, site: str) -> Iterator[None]:
         """A deployed, constrained testbed on which nothing passes between a site and the others, until the end.
 
         A driver that dies meanwhile leaves a WAN that counts as not constrained: the next one shapes it anew.
         """
-        before, shapes = self.state, self.shapes(experiment)
+        before, shapes = self.state, self.wan.to_apply(experiment)
         self._keep(before.started("constrain", self.wanted(experiment)["constrain"], now()))
         self.workspace.note("cut off", site=site)
         try:
-            self._shape(smoke.cut_off(shapes, site))
+            self.wan.bring(smoke.cut_off(shapes, site))
             yield
         finally:
-            self._shape(shapes)
+            self.wan.bring(shapes)
             self._keep(before)
             self.workspace.note("connected again", site=site)
 
     def _destroy(self, experiment: Experiment) -> None:
         """Remove whatever is deployed: the playbook asks every host for everything, whichever setting made it."""
         self.announce.line("removing the deployment of another setting")
-        self._flatten(experiment)
+        self.wan.flatten(experiment)
         self._playbook("destroy", experiment)
         self._keep(self.state.model_copy(update={"deployed": None}))
 
     def _deploy(self, experiment: Experiment) -> str:
         self.workspace.save(builds.NOTED, self.environments(experiment))
-        self._flatten(experiment)
+        self.wan.flatten(experiment)
         self._playbook("deploy", experiment)
         lease, password = self.lease, self.secrets.admin_password
         sites = clients.accesses(experiment, lease)
@@ -358,37 +340,24 @@ class Testbed:
 
     def shapes(self, experiment: Experiment) -> Shapes:
         """The WAN that an experiment asks for."""
-        return wan.path_shapes(experiment.network, experiment.site_names)
+        return wan_acts.asked(experiment)
 
     def program(self, experiment: Experiment) -> str:
         """The tc program of an experiment's WAN; before its sites are there, with names in place of addresses."""
         lease = self.workspace.load("lease.json", Lease)
-        return shaping.router_program(self.shapes(experiment), experiment.site_names, lease)
+        names = {host.name for site in experiment.sites for host in site.hosts}
+        there = lease is not None and {host.name for host in lease.hosts} == names
+        return wan_acts.program(experiment, lease if there else None)
 
     def _constrain(self, experiment: Experiment) -> str:
-        shapes = self.shapes(experiment)
-        self._shape(shapes)
+        shapes = self.wan.to_apply(experiment)
+        self.wan.bring(shapes)
         return f"{len(shapes)} ordered pairs of sites shaped"
 
-    def verify(self, experiment: Experiment) -> wan.WanReport:
+    def verify(self, experiment: Experiment) -> WanReport:
         """Prove which code runs, then measure the WAN: asked against measured; what is out of tolerance once more."""
         self._prove(experiment)
-        lease, shapes = self.lease, self.shapes(experiment)
-
-        points = []
-        for site in experiment.site_names:
-            host = lease.at(site)
-            gateway = lease.site_gateways.get(site)
-            points.append(measure.Point(site=site, host=host.name, address=host.site_address, gateway=gateway))
-        local = lease.provider == "local"
-        return measure.verify_wan(
-            self.remote,
-            points,
-            shapes,
-            experiment.network.verify,
-            readback=lambda: self.shaper.problems(shapes),
-            shared_clock=local,
-        )
+        return self.wan.measured(experiment)
 
     def _prove(self, experiment: Experiment) -> None:
         """Let every host prove which code its services run. Raises TestbedError; then it must be deployed anew."""

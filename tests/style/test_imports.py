@@ -23,7 +23,7 @@ LAYERS = (
     "ansible bench cgroups clients cloud_probe code_proof code_recorder containers derived egress_hosts git_trees guest"
     " image installed_code machine measure nspawn probe proof provenance providers remote shaping site_networks sources"
     " stack tc_device wan_router wan_uml working_copy workspace",
-    "builds cache commands doctor driver opening patch_commands phases progress smoke_acts testbed",
+    "builds cache commands doctor driver opening patch_commands phases progress smoke_acts testbed wan_acts",
     "__main__ cli",
 )
 """Modules and subpackages from the bottom up. A module may import its own layer and those below."""

@@ -1,0 +1,130 @@
+"""The WAN of a testbed: brought to the shapes that are asked, compensated for the testbed's own RTT, and measured."""
+
+from __future__ import annotations
+
+from discovery_deploy import egress, egress_hosts, measure, shaping, wan
+from discovery_deploy.egress import BaseRtts
+from discovery_deploy.egress_hosts import HostsShaper
+from discovery_deploy.model import Experiment
+from discovery_deploy.providers.base import Lease, LeasedHost, ProviderInterface
+from discovery_deploy.remote import Remote
+from discovery_deploy.shaping import RouterShaper, Shaper, Shapes
+from discovery_deploy.workspace import Workspace
+
+SHAPES = "shapes.json"
+BASE = "base_rtts.json"
+"""The testbed's own RTTs, measured while nothing was shaped."""
+
+
+def asked(experiment: Experiment) -> Shapes:
+    """The WAN that an experiment asks for."""
+    return wan.path_shapes(experiment.network, experiment.site_names)
+
+
+class Wan:
+    """The paths between the sites of a lease.
+
+    Args:
+        lease: whose.
+        provider: of the lease; reaches its WAN router, where there is one.
+        remote: ssh to the hosts.
+        workspace: keeps what was put on the WAN.
+    """
+
+    def __init__(self, lease: Lease, provider: ProviderInterface, remote: Remote, workspace: Workspace) -> None:
+        self.lease = lease
+        self.remote = remote
+        self.workspace = workspace
+        self.shaper: Shaper = (
+            HostsShaper(remote, lease.hosts) if lease.shaped == "hosts" else RouterShaper(provider, lease)
+        )
+
+    def bring(self, shapes: Shapes) -> None:
+        """Bring the WAN to these shapes: by changes that lose no packet where it is known what is there."""
+        known = self.workspace.load(SHAPES, wan.AppliedShapes)
+        # What is there is unknown from before the change until after it.
+        (self.workspace.path / SHAPES).unlink(missing_ok=True)
+        old = {(path.source, path.destination): path.shape for path in known.paths} if known else {}
+        shaping.bring(self.shaper, old, shapes)
+        paths = [
+            wan.AppliedPath(source=pair[0], destination=pair[1], shape=shape) for pair, shape in sorted(shapes.items())
+        ]
+        self.workspace.save(SHAPES, wan.AppliedShapes(paths=tuple(paths)))
+
+    def flatten(self, experiment: Experiment) -> None:
+        """Take away every constraint between sites."""
+        self.bring({pair: wan.PathShape() for pair in asked(experiment)})
+
+    def to_apply(self, experiment: Experiment) -> Shapes:
+        """The shapes to put, so that what is asked is what there is: less by the testbed's own RTT, where asked for.
+
+        That RTT is measured when it is not known of these hosts; nothing is shaped meanwhile.
+
+        Raises:
+            MeasurementError: it exceeds the asked one, naming every such pair; or a probe did not answer.
+        """
+        shapes = asked(experiment)
+        if not experiment.network.compensate or len(experiment.sites) == 1:
+            return shapes
+        verify = experiment.network.verify
+        base = self.workspace.load(BASE, BaseRtts)
+        if base is None or base.identities != self.lease.identities or set(base.by_pair()) != set(shapes):
+            self.flatten(experiment)
+            base = egress_hosts.base_rtts(self.remote, self.points(experiment), verify, self.lease.identities)
+            self.workspace.save(BASE, base)
+        return egress.compensate(shapes, base.by_pair(), verify)
+
+    def points(self, experiment: Experiment) -> list[measure.Point]:
+        """From where each site is measured: its first host."""
+        points = []
+        for site in experiment.site_names:
+            host, gateway = self.lease.at(site), self.lease.site_gateways.get(site)
+            points.append(measure.Point(site=site, host=host.name, address=host.site_address, gateway=gateway))
+        return points
+
+    def measured(self, experiment: Experiment) -> wan.WanReport:
+        """Asked against measured, for every ordered pair; what is out of tolerance is measured once more."""
+        applied = self.to_apply(experiment)
+        return measure.verify_wan(
+            self.remote,
+            self.points(experiment),
+            asked(experiment),
+            experiment.network.verify,
+            readback=lambda: self.shaper.problems(applied),
+            shared_clock=self.lease.provider == "local",
+        )
+
+    def facts(self, experiment: Experiment) -> str:
+        """What shapes the WAN, in words, for provenance."""
+        base = self.workspace.load(BASE, BaseRtts)
+        if not experiment.network.compensate or base is None:
+            return self.shaper.facts()
+        longest = max((pair.rtt_s for pair in base.pairs), default=0.0)
+        return (
+            f"{self.shaper.facts()}; the testbed's own RTT, at most {longest * 1e3:.2f} ms, is part of the asked ones"
+        )
+
+
+def program(experiment: Experiment, lease: Lease | None) -> str:
+    """The tc program of an experiment's WAN; before hosts are there, with names in place of devices and addresses."""
+    shapes = asked(experiment)
+    if (lease is None and experiment.provider.type == "local") or (lease is not None and lease.shaped == "router"):
+        return shaping.router_program(shapes, experiment.site_names, lease)
+    hosts = lease.hosts if lease is not None else _not_yet(experiment)
+    programs = egress.programs(shapes, hosts)
+    return "".join(f"# on {host}\n{text}" for host, text in sorted(programs.items()))
+
+
+def _not_yet(experiment: Experiment) -> tuple[LeasedHost, ...]:
+    return tuple(
+        LeasedHost(
+            name=host.name,
+            site=site.name,
+            roles=host.roles,
+            management_address="",
+            site_address=f"<address of {host.name}>",
+            site_device=f"<device of {host.name}>",
+        )
+        for site in experiment.sites
+        for host in site.hosts
+    )
