@@ -33,6 +33,11 @@ ROUND_TRIPS = 800
 """Of one server: requests and messages, one after another, that may cross the WAN; a bound, several times the real."""
 PAUSE_S = 3.0
 """Between two attempts."""
+SETTLE_S = 75.0
+"""From the cut until sites are asked: a cluster that has not noticed yet answers as if it were whole.
+
+Galera takes 30 s to give a silent master up and as long again to agree on who is left (role galera: `evs.*_timeout`).
+"""
 FLAVOR = "m1.tiny"
 """Which deploy makes (role cloud_content)."""
 

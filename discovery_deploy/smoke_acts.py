@@ -98,6 +98,7 @@ class Smoke:
 
         self.testbed.announce.line(f"{name} is cut off from the other sites")
         with self.testbed.cut_off(self.experiment, name):
+            time.sleep(smoke.SETTLE_S)
             found = side_by_side(here, asked)
         self.testbed.announce.line(f"{name} is connected again")
         for site in asked:

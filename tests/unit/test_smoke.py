@@ -200,6 +200,7 @@ def smoked(testbed: PaperTestbed) -> SmokeRecord:
 def bed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PaperTestbed:
     """Of three regions, on which nothing waits."""
     monkeypatch.setattr(smoke, "PAUSE_S", 0.001)
+    monkeypatch.setattr(smoke, "SETTLE_S", 0.0)
     monkeypatch.setattr(smoke, "BASE_LIMIT_S", 0.05)
     monkeypatch.setattr(smoke, "ROUND_TRIPS", 0)
     return PaperTestbed(REGIONS, tmp_path)
@@ -214,6 +215,18 @@ def test_every_kind_at_every_site_then_all_sites_then_the_cut(bed: PaperTestbed)
     during = {host: asked["places"][0]["site"] for host, asked, cut in bed.asked if cut == "rennes"}
     assert during == {"rennes-1": "rennes", "nantes-1": "nantes"}
     assert bed.workspace.load(f"smoke/{found.deployed}.json", SmokeRecord) == found
+
+
+def test_clusters_have_time_to_notice_the_cut_before_anything_is_asked(
+    bed: PaperTestbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[tuple[float, str, int]] = []
+    monkeypatch.setattr(smoke, "SETTLE_S", 75.0)
+    monkeypatch.setattr(
+        "time.sleep", lambda seconds: slept.append((seconds, bed.cut, sum(bool(cut) for _, _, cut in bed.asked)))
+    )
+    smoked(bed)
+    assert (75.0, "rennes", 0) in slept
 
 
 def test_what_the_cut_site_cannot_do_is_said_and_cleaned_up_after_the_wan_has_healed(bed: PaperTestbed) -> None:
