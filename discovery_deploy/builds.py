@@ -20,6 +20,8 @@ from discovery_deploy.sources import ProjectCode
 NOTED = "environments.json"
 """File of a workspace with the environments of its hosts: the cache keeps those."""
 
+variant = image.variant
+
 First = TypeVar("First")
 Second = TypeVar("Second")
 
@@ -39,11 +41,6 @@ class Environments(Strict):
     def service(self, name: str) -> stack.Environment:
         """The environment that a service runs in."""
         return self.services.get(name, self.openstack)
-
-
-def variant(services: Sequence[str]) -> image.Variant:
-    """The image of the hosts of a deployment with these services. Pure."""
-    return "base" if content_for(services) == "keystone" else "full"
 
 
 def environments(

@@ -125,9 +125,11 @@ def begin(name: str, text: str) -> list[int]:
 
 
 def receive(name: str) -> None:
-    """Unpack what comes on standard input. Raises CalledProcessError."""
+    """Unpack what comes on standard input; ends the program when that fails."""
     command = ["tar", "--extract", "--gzip", "--file=-", "--directory", str(ENVIRONMENTS / f".{name}{NEW}")]
-    subprocess.run([*command, "--no-same-permissions", "--numeric-owner"], check=True)
+    code = subprocess.run([*command, "--no-same-permissions", "--numeric-owner"], check=False).returncode
+    if code:
+        sys.exit(f"{name} could not be unpacked (tar's exit code: {code})")
 
 
 def finish(name: str) -> list[str]:

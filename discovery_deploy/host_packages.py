@@ -4,10 +4,10 @@ A verb on the command line, one JSON value on standard input (`receive`: a tar),
 wrong is {"failed": text}.
 
 * `look`: {"packages": [name...]} -> "missing": those that are not installed, "installed": {package that we
-  installed: version}, "known": whether it is written down how the host was before us.
+  installed: version}, "source": where they came from, "known": whether it is written down how the host was before us.
 * `receive`: unpacks files into `ARCHIVE`: an apt archive, or a part of one.
 * `plan`: {"carried", "packages"} -> "new": [[name, version]...] that apt would install, "upgraded" alike.
-* `install`: {"carried", "packages", "kept_units", "emptied"} -> as `look`. No service is started; what the packages
+* `install`: {"carried", "packages", "source", "kept_units", "emptied"} -> as `look`. No service is started; what the packages
   let start by themselves is disabled, except the kept units. What they put at emptied paths (package -> patterns) is
   removed. How the host is before, and what is about to be new, is written down first.
 * `remove`: {"accounts": [name...]} -> "removed": the packages that `install` brought. The accounts that came with them
@@ -34,9 +34,9 @@ ARCHIVE = STATE / "apt"
 """The carried apt archive: `Packages`, `sources.list`, and for as long as it takes the packages."""
 RECORD = STATE / "packages.json"
 """`KNOWN`, filled."""
-KNOWN: dict[str, Any] = {"packages": {}, "left": [], "accounts": [], "passwd": [], "group": []}
-"""Package that we installed -> "absent" or (of a removed package) "config", as it was before; paths that will go with
-them; accounts and groups that came with them; names of all that were there before."""
+KNOWN: dict[str, Any] = {"packages": {}, "source": "", "left": [], "accounts": [], "passwd": [], "group": []}
+"""Package that we installed -> "absent" or (of a removed package) "config", as it was before; where they came from;
+paths that will go with them; accounts and groups that came with them; names of all that were there before."""
 DATABASES, OURS = Path("/var/lib/mysql/mysql"), Path("/var/lib/mysql/discovery-deploy.seed")
 UNITS = Path("/etc/systemd/system")
 POLICY, ASIDE = Path("/usr/sbin/policy-rc.d"), Path("/usr/sbin/policy-rc.d.before-discovery-deploy")
@@ -100,7 +100,14 @@ def record() -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {**KNOWN, "packages": {}, "passwd": names_in("passwd"), "group": names_in("group")}
+        return {
+            **KNOWN,
+            "packages": {},
+            "left": [],
+            "accounts": [],
+            "passwd": names_in("passwd"),
+            "group": names_in("group"),
+        }
     return found
 
 
@@ -120,10 +127,12 @@ def write(found: dict[str, Any]) -> None:
 def look(asked: dict[str, Any]) -> dict[str, Any]:
     """Which packages are missing, and which we brought."""
     found = states()
-    ours = record()["packages"]
+    known = record()
+    ours = known["packages"]
     return {
         "missing": [name for name in asked["packages"] if found.get(name, ("", ""))[0] != "ii"],
         "installed": {name: found[name][1] for name in sorted(ours) if found.get(name, ("", ""))[0] == "ii"},
+        "source": known["source"],
         "known": RECORD.exists(),
     }
 
@@ -162,6 +171,7 @@ def install(asked: dict[str, Any]) -> dict[str, Any]:
         for name in coming:
             kept = "config" if before.get(name, ("", ""))[0] == "rc" else "absent"
             known["packages"].setdefault(name, kept)
+        known["source"] = asked["source"]
         known["left"] += [path for name, path in pairs(LEFT) if name in coming and not Path(path).exists()]
         write(known)
         apt(asked["carried"], "install", *asked["packages"])
@@ -283,7 +293,8 @@ def receive() -> dict[str, Any]:
     ARCHIVE.mkdir(parents=True, exist_ok=True)
     os.chmod(STATE, 0o755)
     command = ["tar", "--extract", "--file=-", "--directory", str(ARCHIVE), "--no-same-owner"]
-    subprocess.run(command, check=True)
+    if subprocess.run(command, check=False).returncode:
+        raise Failure("the packages could not be unpacked")
     return {}
 
 

@@ -18,9 +18,10 @@ LAYERS = (
     "__init__ data deployment_mistakes errors provider_mistakes references services units",
     "deployment model provider_models source_model strict",
     "campaign campaign_mistakes config documents fields mistakes schema wording"
-    " crossings inventory patch_series rally records report rtts seed service_variables smoke stats topology"
+    " crossings inventory patch_series rally records report rtts seed service_variables smoke software stats topology"
     " unified_diff variables wan wan_readback",
-    "ansible bench cgroups clients cloud_probe code_proof code_recorder containers derived git_trees guest image"
+    "apt_archive contents host_environments host_packages packages shipping"
+    " ansible bench cgroups clients cloud_probe code_proof code_recorder containers derived git_trees guest image"
     " installed_code machine measure nspawn probe proof provenance providers remote shaping site_networks sources stack"
     " wan_router wan_uml working_copy workspace",
     "builds cache commands doctor driver opening patch_commands phases progress smoke_acts testbed",
@@ -29,7 +30,7 @@ LAYERS = (
 """Modules and subpackages from the bottom up. A module may import its own layer and those below."""
 SHIPPED = frozenset(
     {"cgroups", "code_proof", "code_recorder", "containers", "installed_code", "machine", "nspawn", "probe"}
-    | {"cloud_probe", "site_networks", "wan_router", "wan_uml"}
+    | {"cloud_probe", "host_environments", "host_packages", "site_networks", "wan_router", "wan_uml"}
 )
 """Modules that are sent to other machines: they import nothing but the standard library and each other."""
 FORBIDDEN = frozenset({"env", "conf", "lab", "node", "nodes", "sweep", "trial", "manager"})
