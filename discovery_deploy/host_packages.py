@@ -7,9 +7,9 @@ wrong is {"failed": text}.
   installed: version}, "source": where they came from, "known": whether it is written down how the host was before us.
 * `receive`: unpacks files into `ARCHIVE`: an apt archive, or a part of one.
 * `plan`: {"carried", "packages"} -> "new": [[name, version]...] that apt would install, "upgraded" alike.
-* `install`: {"carried", "packages", "source", "kept_units", "emptied"} -> as `look`. No service is started; what the packages
-  let start by themselves is disabled, except the kept units. What they put at emptied paths (package -> patterns) is
-  removed. How the host is before, and what is about to be new, is written down first.
+* `install`: {"carried", "packages", "source", "kept_units", "emptied"} -> as `look`. No service is started; what the
+  packages let start by themselves is disabled, except the kept units. What they put at emptied paths (package ->
+  patterns) is removed. How the host is before, and what is about to be new, is written down first.
 * `remove`: {"accounts": [name...]} -> "removed": the packages that `install` brought. The accounts that came with them
   go too, and of the named accounts those that were not there before.
 * `forget`: removes what we keep about packages here, and the carried archive.
@@ -17,9 +17,7 @@ wrong is {"failed": text}.
 
 from __future__ import annotations
 
-import glob
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -33,10 +31,9 @@ STATE = Path("/var/lib/discovery-deploy")
 ARCHIVE = STATE / "apt"
 """The carried apt archive: `Packages`, `sources.list`, and for as long as it takes the packages."""
 RECORD = STATE / "packages.json"
-"""`KNOWN`, filled."""
-KNOWN: dict[str, Any] = {"packages": {}, "source": "", "left": [], "accounts": [], "passwd": [], "group": []}
-"""Package that we installed -> "absent" or (of a removed package) "config", as it was before; where they came from;
-paths that will go with them; accounts and groups that came with them; names of all that were there before."""
+"""{"packages": {package that we installed: "absent" or (of a removed package) "config", as it was before}, "source":
+where they came from, "left": [path that goes with them], "accounts": [account or group that came with them], "passwd":
+[account that was there before], "group": [group that was there before]}."""
 DATABASES, OURS = Path("/var/lib/mysql/mysql"), Path("/var/lib/mysql/discovery-deploy.seed")
 UNITS = Path("/etc/systemd/system")
 POLICY, ASIDE = Path("/usr/sbin/policy-rc.d"), Path("/usr/sbin/policy-rc.d.before-discovery-deploy")
@@ -50,8 +47,8 @@ COMMON = (
     "-oDPkg::Lock::Timeout=300", "-oAPT::Sandbox::User=root", "-oAcquire::Languages=none",
 )  # fmt: skip
 CARRIED = (
-    f"-oDir::Etc::SourceList={ARCHIVE}/sources.list", "-oDir::Etc::SourceParts=-", f"-oDir::State::Lists={ARCHIVE}/lists",
-    "-oDir::Cache::pkgcache=", "-oDir::Cache::srcpkgcache=",
+    f"-oDir::Etc::SourceList={ARCHIVE}/sources.list", "-oDir::Etc::SourceParts=-",
+    f"-oDir::State::Lists={ARCHIVE}/lists", "-oDir::Cache::pkgcache=", "-oDir::Cache::srcpkgcache=",
 )  # fmt: skip
 """apt's options by which it knows the carried archive and no other, and leaves its own lists alone."""
 LEFT = {
@@ -66,24 +63,26 @@ LEFT = {
 """Package -> what stays when it is purged, and was not there before."""
 
 
-class Failure(Exception):
+class PackageError(Exception):
     """A program failed; the text tells what it said."""
 
 
 def run(*command: str, accepted: Sequence[int] = (0,)) -> str:
-    """What a program prints. Raises Failure."""
+    """What a program prints. Raises PackageError."""
     variables = {"PATH": PROGRAMS, "LC_ALL": "C.UTF-8", "HOME": "/root", "DEBIAN_FRONTEND": "noninteractive"}
     done = subprocess.run(
         command, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
     )
     if done.returncode not in accepted:
         lines = (done.stdout + done.stderr).strip().splitlines()[-LINES:]
-        raise Failure("\n".join([f"`{command[0]} {command[-1]}` failed with exit code {done.returncode}:", *lines]))
+        raise PackageError(
+            "\n".join([f"`{command[0]} {command[-1]}` failed with exit code {done.returncode}:", *lines])
+        )
     return done.stdout
 
 
 def apt(carried: bool, *words: str) -> str:
-    """Run apt-get with the carried archive alone or with the host's own sources. Raises Failure."""
+    """Run apt-get with the carried archive alone or with the host's own sources. Raises PackageError."""
     return run("apt-get", *COMMON, *(CARRIED if carried else ()), *words)
 
 
@@ -100,14 +99,8 @@ def record() -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return {
-            **KNOWN,
-            "packages": {},
-            "left": [],
-            "accounts": [],
-            "passwd": names_in("passwd"),
-            "group": names_in("group"),
-        }
+        now = {"passwd": names_in("passwd"), "group": names_in("group")}
+        return {"packages": {}, "source": "", "left": [], "accounts": [], **now}
     return found
 
 
@@ -138,7 +131,7 @@ def look(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def plan(asked: dict[str, Any]) -> dict[str, Any]:
-    """What apt would do. Raises Failure when it cannot, or would have to remove a package."""
+    """What apt would do. Raises PackageError when it cannot, or would have to remove a package."""
     carried = asked["carried"]
     if not carried:
         apt(False, "update")
@@ -155,10 +148,10 @@ def plan(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def install(asked: dict[str, Any]) -> dict[str, Any]:
-    """Install packages, without anything that runs. Raises Failure."""
+    """Install packages, without anything that runs. Raises PackageError."""
     known = record()
     if not RECORD.exists() and DATABASES.exists() and not OURS.exists():
-        raise Failure(f"{DATABASES.parent} holds databases that are not ours: save and remove them")
+        raise PackageError(f"{DATABASES.parent} holds databases that are not ours: save and remove them")
     write(known)
     if not asked["packages"]:
         return look(asked)
@@ -166,7 +159,7 @@ def install(asked: dict[str, Any]) -> dict[str, Any]:
         if known["packages"]:  # an installation may have been cut off
             run("dpkg", "--force-confdef", "--force-confold", "--configure", "--pending")
         before, links = states(), enabled()
-        emptied = [(name, pattern) for name, pattern in pairs(asked["emptied"]) if not glob.glob(pattern)]
+        emptied = [(name, pattern) for name, pattern in pairs(asked["emptied"]) if not matching(pattern)]
         coming = [name for name, _ in plan(asked)["new"]]
         for name in coming:
             kept = "config" if before.get(name, ("", ""))[0] == "rc" else "absent"
@@ -181,11 +174,16 @@ def install(asked: dict[str, Any]) -> dict[str, Any]:
         new = [name for name, (state, _) in states().items() if state == "ii" and before.get(name, ("", ""))[0] != "ii"]
         silence(new, enabled() - links, set(asked["kept_units"]))
         for name, pattern in emptied:
-            for path in glob.glob(pattern) if name in new else []:
-                remove(Path(path))
+            for path in matching(pattern) if name in new else []:
+                remove(path)
     for file in ARCHIVE.glob("*.deb"):
-        file.unlink()
+        remove(file)
     return look(asked)
+
+
+def matching(pattern: str) -> list[Path]:
+    """Paths that match an absolute pattern."""
+    return list(Path("/").glob(pattern[1:]))
 
 
 def pairs(lists: Mapping[str, Sequence[str]]) -> list[tuple[str, str]]:
@@ -240,13 +238,13 @@ def allow_starts() -> None:
 
 
 def remove_packages(asked: dict[str, Any]) -> dict[str, Any]:
-    """Remove exactly what we installed. Raises Failure when another package needs it."""
+    """Remove exactly what we installed. Raises PackageError when another package needs it."""
     known, found = record(), states()
     present = {name: was for name, was in known["packages"].items() if found.get(name, ("un", ""))[0] != "un"}
     installed = [name for name in present if found[name][0] != "rc"]
     needing = needed_elsewhere(set(installed)) if installed else []
     if needing:
-        raise Failure(f"packages that were installed later need ours: {', '.join(needing)}")
+        raise PackageError(f"packages that were installed later need ours: {', '.join(needing)}")
     if installed and Path("/run/systemd/system").is_dir():
         run("systemctl", "stop", *sorted(units_of(installed)), accepted=(0, 5))
     for word, kept in (("--remove", "config"), ("--purge", "absent")):
@@ -291,23 +289,21 @@ def remove(path: Path) -> None:
 def receive() -> dict[str, Any]:
     """Unpack what comes on standard input."""
     ARCHIVE.mkdir(parents=True, exist_ok=True)
-    os.chmod(STATE, 0o755)
+    STATE.chmod(0o755)
     command = ["tar", "--extract", "--file=-", "--directory", str(ARCHIVE), "--no-same-owner"]
     if subprocess.run(command, check=False).returncode:
-        raise Failure("the packages could not be unpacked")
+        raise PackageError("the packages could not be unpacked")
     return {}
 
 
 def main(verb: str) -> None:
     """Do what a verb says."""
     acts = {"look": look, "plan": plan, "install": install, "remove": remove_packages}
+    others = {"receive": receive, "forget": forget}
     try:
-        if verb in acts:
-            answer = acts[verb](json.load(sys.stdin))
-        else:
-            answer = {"receive": receive, "forget": forget}[verb]()
-    except Failure as failure:
-        answer = {"failed": str(failure)}
+        answer = acts[verb](json.load(sys.stdin)) if verb in acts else others[verb]()
+    except PackageError as error:
+        answer = {"failed": str(error)}
     json.dump(answer, sys.stdout)
 
 
