@@ -176,8 +176,8 @@ def install(asked: dict[str, Any]) -> dict[str, Any]:
         for name, pattern in emptied:
             for path in matching(pattern) if name in new else []:
                 remove(path)
-    for file in ARCHIVE.glob("*.deb"):
-        remove(file)
+    for package in ARCHIVE.glob("*.deb"):
+        remove(package)
     return look(asked)
 
 

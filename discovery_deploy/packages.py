@@ -115,9 +115,8 @@ def _send_files(host: str, folder: Path, files: list[str], send: Send) -> None:
             stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.PIPE, check=False,
         )  # fmt: skip
         if packed.returncode:
-            raise TestbedError(
-                f"{folder}: {packed.stderr.decode(errors='replace').strip()}", "Free space in the cache."
-            )
+            told = packed.stderr.decode(errors="replace").strip()
+            raise TestbedError(f"{folder} could not be packed: {told}", "Free space in the cache, then run again.")
         answer_of(host, send(host, command("receive"), stream))
 
 

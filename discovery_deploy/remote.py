@@ -95,7 +95,7 @@ class Remote:
     def _run(self, host: str, command: Sequence[str], timeout_s: float, source: Mapping[str, Any]) -> str:
         what = f"{host}: `{command[0]} ...`" if len(command) > 1 else f"{host}: `{command[0]}`"
         try:
-            done = subprocess.run(
+            done: subprocess.CompletedProcess[str] = subprocess.run(
                 self.arguments(host, command), **source, capture_output=True, text=True, timeout=timeout_s, check=False
             )
         except subprocess.TimeoutExpired:

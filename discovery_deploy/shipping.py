@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -49,7 +50,7 @@ def ship(
 ) -> tuple[HostSoftware, ...]:
     """Bring every host what it needs: its environments, and the Debian packages of the hosts' image.
 
-    What is there and right is not sent again; environments that this setting does not use go, unless a process uses them.
+    What is there and right is not sent again. Environments that this setting does not use go, unless a process does.
 
     Args:
         remote: ssh to the hosts, as root.
@@ -147,7 +148,7 @@ class Sender:
 
     def environments(self, host: str, names: Sequence[str]) -> dict[str, str]:
         """Let a host have these environments and no other: name -> SHA-256 of its contents. Raises TestbedError."""
-        wanted = {name: self._once(name, lambda: contents(self.cache, name)) for name in names}
+        wanted = {name: self._once(name, partial(contents, self.cache, name)) for name in names}
         right = _ask(self.remote, host, "look", given={name: found.sha256 for name, found in wanted.items()})
         for name in names:
             if name not in right:
@@ -180,7 +181,7 @@ class Sender:
     def _packed(self, found: Contents, places: Sequence[int]) -> IO[bytes]:
         """An archive without a name, so that nothing stays of it whatever happens."""
         self.progress(f"packing {found.name}")
-        stream = tempfile.TemporaryFile(dir=self.cache / FOLDER)
+        stream = tempfile.TemporaryFile(dir=self.cache / FOLDER)  # noqa: SIM115 - closed by `close`
         write_archive(self.cache, found, places, stream)
         return stream
 

@@ -29,7 +29,7 @@ def hosts_environments(
     """Host -> names of the environments that it needs, sorted.
 
     As roles are prepared: whatever a host may run in this setting. Control hosts have the environments of all services,
-    the guest (it goes into the image service) and, where services keep databases of a site, the databases' first content.
+    the guest (it goes into the image service) and, for a site's own databases, the databases' first content.
 
     Args:
         experiment: with the levels of the setting in place.
