@@ -104,7 +104,8 @@ def _carry(remote: Remote, host: str, asked: dict[str, Any], folder: Path, archi
     _send_files(host, folder / archive.name, [INDEX], send)
     planned = ask(remote, host, "plan", asked)
     files = [archive.files[f"{name.split(':')[0]} {version}"] for name, version in planned["new"] + planned["upgraded"]]
-    _send_files(host, folder / archive.name, files, send)
+    if files:
+        _send_files(host, folder / archive.name, files, send)
 
 
 def _send_files(host: str, folder: Path, files: list[str], send: Send) -> None:
