@@ -61,8 +61,10 @@ def contents(cache: Path, name: str) -> Contents:
     except FileNotFoundError:
         text = json.dumps(sorted(_entries(root)), separators=(",", ":"))
     known.parent.mkdir(parents=True, exist_ok=True)
-    for old in known.parent.glob(f"{name}-*.json"):  # of one that was built before under this name
-        old.unlink(missing_ok=True)
+    for old in known.parent.glob("*.json"):
+        own = old.name.rsplit("-", 2)[0]
+        if own == name or not (cache / "environments" / own).is_dir():  # built before under this name, or gone
+            old.unlink(missing_ok=True)
     write_file(known, text)
     return Contents(name, text)
 

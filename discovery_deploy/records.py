@@ -152,8 +152,8 @@ class HostSoftware(Strict):
     environments: dict[str, str]
     """Name of each environment -> SHA-256 of the list of its files and their hashes, compared on the host."""
     packages_from: str = ""
-    """Where missing Debian packages came from: "network" (the host's own sources), or the carried archive's name and the
-    SHA-256 of its index; "" when nothing was missing."""
+    """Where missing Debian packages came from: "network" (the host's own sources), or the carried archive's name and
+    the SHA-256 of its index; "" when nothing was missing."""
     installed: dict[str, str] = {}
     """Debian package that was not there before -> its version."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -37,11 +38,11 @@ class Folders(Remote):
 
     def _run(self, host: str, command: Sequence[str], timeout_s: float, source: Mapping[str, Any]) -> str:
         if command[0] == "sh":
-            return self.systems.get(host, f"debian|12|{shipping.os.uname().machine}|yes\n")
+            return self.systems.get(host, f"debian|12|{os.uname().machine}|yes\n")
         program = command[4].replace('"/opt/discovery-deploy"', repr(str(self.place(host))))
         program = program.replace('"/var/lib/discovery-deploy/environments"', repr(str(self.root / host / "lists")))
         words = [sys.executable, *command[1:4], program, *command[5:]]
-        done = subprocess.run(words, **source, capture_output=True, text=True, check=False)
+        done: subprocess.CompletedProcess[str] = subprocess.run(words, **source, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -197,7 +198,7 @@ def test_no_path_leads_out_of_an_environment() -> None:
 
 
 def test_what_is_no_file_is_told(cache: Path) -> None:
-    shipping.os.mkfifo(cache / "environments" / FIRST / "pipe")
+    os.mkfifo(cache / "environments" / FIRST / "pipe")
     with pytest.raises(TestbedError, match=r"pipe is no file"):
         contents(cache, FIRST)
     with pytest.raises(TestbedError, match="openstack-cc is not there"):
