@@ -4,7 +4,7 @@ A verb on the command line, one JSON value on standard input (`receive`: a tar),
 wrong is {"failed": text}.
 
 * `look`: {"packages": [name...]} -> "missing": those that are not installed, "installed": {package that we
-  installed: version}, "source": where they came from, "known": whether it is written down how the host was before us.
+  installed: version}, "upgraded": {package: version that it had}, "source": where they came from, "known": whether it is written down how the host was before us.
 * `receive`: unpacks files into `ARCHIVE`: an apt archive, or a part of one.
 * `plan`: {"carried", "packages"} -> "new": [[name, version]...] that apt would install, "upgraded" alike.
 * `install`: {"carried", "packages", "source", "kept_units", "emptied"} -> as `look`. No service is started; what the
@@ -22,6 +22,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,24 +32,27 @@ STATE = Path("/var/lib/discovery-deploy")
 ARCHIVE = STATE / "apt"
 """The carried apt archive: `Packages`, `sources.list`, and for as long as it takes the packages."""
 RECORD = STATE / "packages.json"
-"""{"packages": {package that we installed: "absent" or (of a removed package) "config", as it was before}, "source":
-where they came from, "left": [path that goes with them], "accounts": [account or group that came with them], "passwd":
+"""{"packages": {package that we installed: "absent" or (of a removed package) "config", as it was before}, "upgraded":
+{package: version that it had}, "source": where they came from, "left": [path that goes with them], "accounts": [account or group that came with them], "passwd":
 [account that was there before], "group": [group that was there before]}."""
 DATABASES, OURS = Path("/var/lib/mysql/mysql"), Path("/var/lib/mysql/discovery-deploy.seed")
 UNITS = Path("/etc/systemd/system")
 POLICY, ASIDE = Path("/usr/sbin/policy-rc.d"), Path("/usr/sbin/policy-rc.d.before-discovery-deploy")
 POLICY_TEXT = "#!/bin/sh\n# discovery-deploy: roles start services\nexit 101\n"
 PROGRAMS = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+LOCKED_S = 300
+"""How long it is waited until another apt has ended."""
 LINES = 12
 """Lines of a failed program's output that are told."""
 COMMON = (
     "--yes", "--quiet=2", "--no-install-recommends", "--no-remove",
     "-oDpkg::Options::=--force-confdef", "-oDpkg::Options::=--force-confold", "-oDpkg::Use-Pty=0",
-    "-oDPkg::Lock::Timeout=300", "-oAPT::Sandbox::User=root", "-oAcquire::Languages=none",
+    f"-oDPkg::Lock::Timeout={LOCKED_S}", "-oAPT::Sandbox::User=root",
 )  # fmt: skip
 CARRIED = (
     f"-oDir::Etc::SourceList={ARCHIVE}/sources.list", "-oDir::Etc::SourceParts=-",
     f"-oDir::State::Lists={ARCHIVE}/lists", "-oDir::Cache::pkgcache=", "-oDir::Cache::srcpkgcache=",
+    "-oAcquire::Languages=none",
 )  # fmt: skip
 """apt's options by which it knows the carried archive and no other, and leaves its own lists alone."""
 LEFT = {
@@ -83,7 +87,14 @@ def run(*command: str, accepted: Sequence[int] = (0,)) -> str:
 
 def apt(carried: bool, *words: str) -> str:
     """Run apt-get with the carried archive alone or with the host's own sources. Raises PackageError."""
-    return run("apt-get", *COMMON, *(CARRIED if carried else ()), *words)
+    end = time.monotonic() + LOCKED_S
+    while True:
+        try:
+            return run("apt-get", *COMMON, *(CARRIED if carried else ()), *words)
+        except PackageError as error:  # a host that has just booted updates its lists by itself
+            if "Could not get lock" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(2)
 
 
 def states() -> dict[str, tuple[str, str]]:
@@ -100,7 +111,7 @@ def record() -> dict[str, Any]:
         found: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
     except FileNotFoundError:
         now = {"passwd": names_in("passwd"), "group": names_in("group")}
-        return {"packages": {}, "source": "", "left": [], "accounts": [], **now}
+        return {"packages": {}, "upgraded": {}, "source": "", "left": [], "accounts": [], **now}
     return found
 
 
@@ -125,6 +136,7 @@ def look(asked: dict[str, Any]) -> dict[str, Any]:
     return {
         "missing": [name for name in asked["packages"] if found.get(name, ("", ""))[0] != "ii"],
         "installed": {name: found[name][1] for name in sorted(ours) if found.get(name, ("", ""))[0] == "ii"},
+        "upgraded": known["upgraded"],
         "source": known["source"],
         "known": RECORD.exists(),
     }
@@ -160,7 +172,9 @@ def install(asked: dict[str, Any]) -> dict[str, Any]:
             run("dpkg", "--force-confdef", "--force-confold", "--configure", "--pending")
         before, links = states(), enabled()
         emptied = [(name, pattern) for name, pattern in pairs(asked["emptied"]) if not matching(pattern)]
-        coming = [name for name, _ in plan(asked)["new"]]
+        planned = plan(asked)
+        coming = [name for name, _ in planned["new"]]
+        known["upgraded"] = {**{name: before[name][1] for name, _ in planned["upgraded"]}, **known["upgraded"]}
         for name in coming:
             kept = "config" if before.get(name, ("", ""))[0] == "rc" else "absent"
             known["packages"].setdefault(name, kept)

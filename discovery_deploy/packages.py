@@ -77,7 +77,8 @@ def install_packages(
         send: how files are sent.
         progress: takes one short line per step.
     Returns:
-        "installed": package -> version of those that were not there before us; "source": where they came from.
+        "installed": package -> version of those that were not there before us; "upgraded": package -> version that it
+        had; "source": where they came from.
     Raises:
         TestbedError: apt failed; the end of what it said is quoted.
     """

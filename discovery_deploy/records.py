@@ -156,6 +156,8 @@ class HostSoftware(Strict):
     the SHA-256 of its index; "" when nothing was missing."""
     installed: dict[str, str] = {}
     """Debian package that was not there before -> its version."""
+    upgraded: dict[str, str] = {}
+    """Debian package that had to be upgraded for those -> the version that was there before; `release` leaves it."""
 
 
 class Provenance(Strict):

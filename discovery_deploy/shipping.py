@@ -72,9 +72,8 @@ def ship(
         sender.check(host)
         sent = sender.environments(host, wanted[host])
         installed = install_packages(remote, host, kind, packages, cache, sender.send, progress)
-        return HostSoftware(
-            host=host, environments=sent, packages_from=installed["source"], installed=installed["installed"]
-        )
+        facts = {key: installed[key] for key in ("installed", "upgraded")}
+        return HostSoftware(host=host, environments=sent, packages_from=installed["source"], **facts)
 
     with closing(Sender(remote, cache, progress)) as sender:
         return tuple(on_all([host.name for host in lease.hosts], one))

@@ -31,8 +31,11 @@ class Host:
         self.root = root
         self.installed = {"tar": "1.34", "libold": "1.0"}
         self.coming = {"memcached": "1.6", "libnew": "1.2-3"}
-        self.simulated = "Inst memcached (1.6 localhost [amd64])\nInst libnew (1.2-3 localhost [amd64])\n"
+        self.simulated = (
+            "Inst memcached (1.6 localhost)\nInst libnew (1.2-3 localhost)\nInst libold [1.0] (2 localhost)\n"
+        )
         self.removal = ""
+        self.locked = 0
         self.config = {"libnew"}
         self.ran: list[str] = []
         self.during: list[str] = []
@@ -56,6 +59,9 @@ class Host:
     def run(self, *command: str, accepted: Sequence[int] = (0,)) -> str:
         line = " ".join(word for word in command if not word.startswith("-o") and word not in host_packages.COMMON)
         self.ran.append(line)
+        if self.locked and line.startswith("apt-get"):
+            self.locked -= 1
+            raise host_packages.PackageError("E: Could not get lock /var/lib/apt/lists/lock. It is held by process 1")
         if line.startswith("dpkg-query --show"):
             rows = [f"{name}\tamd64\tii \t{version}" for name, version in self.installed.items()]
             rows += [f"{name}\tamd64\trc \t0" for name in self.config - set(self.installed)]
@@ -108,6 +114,7 @@ def test_an_installation_starts_nothing_and_is_written_down_before(host: Host) -
     assert list((host.root / "data").iterdir()) == []
     assert host.record["packages"] == {"memcached": "absent", "libnew": "config"}
     assert host.record["accounts"] == ["memcache"]
+    assert host.record["upgraded"] == found["upgraded"] == {"libold": "1.0"}
     assert host.record["left"] == [str(host.root / "left")]  # the other path was there before
 
 
@@ -122,6 +129,16 @@ def test_what_a_killed_installation_left_is_put_in_order(host: Host) -> None:
     assert not (host.root / "policy.aside").exists()
     host.install("memcached")
     assert "dpkg --force-confdef --force-confold --configure --pending" in host.ran
+
+
+def test_an_apt_that_runs_by_itself_is_waited_for(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    host.locked = 3
+    assert host.install("memcached", carried=False)["missing"] == []
+    host.locked = 1
+    monkeypatch.setattr(host_packages, "LOCKED_S", -1)
+    with pytest.raises(host_packages.PackageError, match="held by process 1"):
+        host.install("memcached", carried=False)
 
 
 def test_a_database_server_of_somebody_is_refused_and_ours_is_not(host: Host) -> None:
