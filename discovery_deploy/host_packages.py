@@ -4,7 +4,8 @@ A verb on the command line, one JSON value on standard input (`receive`: a tar),
 wrong is {"failed": text}.
 
 * `look`: {"packages": [name...]} -> "missing": those that are not installed, "installed": {package that we
-  installed: version}, "upgraded": {package: version that it had}, "source": where they came from, "known": whether it is written down how the host was before us.
+  installed: version}, "upgraded": {package: version that it had}, "source": where they came from, "known": whether it
+  is written down how the host was before us.
 * `receive`: unpacks files into `ARCHIVE`: an apt archive, or a part of one.
 * `plan`: {"carried", "packages"} -> "new": [[name, version]...] that apt would install, "upgraded" alike.
 * `install`: {"carried", "packages", "source", "kept_units", "emptied"} -> as `look`. No service is started; what the
@@ -33,8 +34,8 @@ ARCHIVE = STATE / "apt"
 """The carried apt archive: `Packages`, `sources.list`, and for as long as it takes the packages."""
 RECORD = STATE / "packages.json"
 """{"packages": {package that we installed: "absent" or (of a removed package) "config", as it was before}, "upgraded":
-{package: version that it had}, "source": where they came from, "left": [path that goes with them], "accounts": [account or group that came with them], "passwd":
-[account that was there before], "group": [group that was there before]}."""
+{package: version that it had}, "source": where they came from, "left": [path that goes with them], "accounts": [account
+or group that came with them], "passwd": [account that was there before], "group": [group that was there before]}."""
 DATABASES, OURS = Path("/var/lib/mysql/mysql"), Path("/var/lib/mysql/discovery-deploy.seed")
 UNITS = Path("/etc/systemd/system")
 POLICY, ASIDE = Path("/usr/sbin/policy-rc.d"), Path("/usr/sbin/policy-rc.d.before-discovery-deploy")
