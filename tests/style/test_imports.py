@@ -17,19 +17,35 @@ PACKAGE = ROOT / "discovery_deploy"
 LAYERS = (
     "__init__ data deployment_mistakes errors provider_mistakes references services units",
     "deployment model provider_models source_model strict",
-    "campaign campaign_mistakes config documents fields mistakes schema wording"
-    " crossings egress inventory patch_series rally records report rtts seed service_variables smoke stats topology"
-    " unified_diff variables wan wan_readback",
-    "ansible bench cgroups clients cloud_probe code_proof code_recorder containers derived egress_hosts git_trees guest"
-    " image installed_code machine measure nspawn probe proof provenance providers remote shaping site_networks sources"
-    " stack tc_device wan_router wan_uml working_copy workspace",
+    "campaign campaign_mistakes config crossings documents egress fields inventory mistakes patch_series rally"
+    " records report rtts schema seed service_variables smoke software stats topology unified_diff variables wan"
+    " wan_readback wording",
+    "ansible apt_archive bench cgroups clients cloud_probe code_proof code_recorder containers contents derived"
+    " egress_hosts git_trees guest host_environments host_packages image installed_code machine measure nspawn"
+    " packages probe proof provenance providers remote shaping shipping site_networks sources stack tc_device"
+    " wan_router wan_uml working_copy workspace",
     "builds cache commands doctor driver opening patch_commands phases progress smoke_acts testbed wan_acts",
     "__main__ cli",
 )
 """Modules and subpackages from the bottom up. A module may import its own layer and those below."""
 SHIPPED = frozenset(
-    {"cgroups", "code_proof", "code_recorder", "containers", "installed_code", "machine", "nspawn", "probe"}
-    | {"cloud_probe", "site_networks", "tc_device", "wan_router", "wan_uml"}
+    {
+        "cgroups",
+        "cloud_probe",
+        "code_proof",
+        "code_recorder",
+        "containers",
+        "host_environments",
+        "host_packages",
+        "installed_code",
+        "machine",
+        "nspawn",
+        "probe",
+        "site_networks",
+        "tc_device",
+        "wan_router",
+        "wan_uml",
+    }
 )
 """Modules that are sent to other machines: they import nothing but the standard library and each other."""
 FORBIDDEN = frozenset({"env", "conf", "lab", "node", "nodes", "sweep", "trial", "manager"})
