@@ -20,10 +20,10 @@ from discovery_deploy.model import Scenario
 from discovery_deploy.phases import digest
 from discovery_deploy.provenance import machine_facts, tool_commit
 from discovery_deploy.providers.base import Lease
-from discovery_deploy.records import HostFacts, ProjectRecord, Provenance, RouterFacts, RunRecord
+from discovery_deploy.records import HostFacts, ProjectRecord, Provenance, RouterFacts, RunRecord, Software
 from discovery_deploy.smoke import SmokeRecord
 from discovery_deploy.smoke_acts import Smoke, raise_on_problems
-from discovery_deploy.testbed import Testbed
+from discovery_deploy.testbed import SOFTWARE, Testbed
 from discovery_deploy.workspace import now
 
 
@@ -300,6 +300,7 @@ class Driver:
     def provenance(self) -> Provenance:
         """What it takes to believe and to repeat the experiment."""
         router = self.workspace.load("router.json", RouterFacts)
+        software = self.workspace.load(SOFTWARE, Software)
         names = {host.name for one in self.settings for site in one.experiment.sites for host in site.hosts}
         facts = [HostFacts.model_validate_json(path.read_text()) for path in
                  sorted((self.workspace.path / "facts").glob("*.json")) if path.stem in names]  # fmt: skip
@@ -313,6 +314,7 @@ class Driver:
             hashes={**inputs.model_dump(), "experiment file": digest(self.source)},
             projects=self._projects(),
             hosts=tuple(facts),
+            software=software.hosts if software and self.experiment.provider.type != "local" else (),
             phase_seconds=self.testbed.state.seconds,
             finished_at=now(),
         )

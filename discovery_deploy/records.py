@@ -160,6 +160,12 @@ class HostSoftware(Strict):
     """Debian package that had to be upgraded for those -> the version that was there before; `release` leaves it."""
 
 
+class Software(Strict):
+    """What hosts that do not see the driver's cache were sent."""
+
+    hosts: tuple[HostSoftware, ...]
+
+
 class Provenance(Strict):
     """What it takes to believe and to repeat the experiment."""
 

@@ -18,6 +18,7 @@ from discovery_deploy import (
     image,
     inventory,
     proof,
+    shipping,
     smoke,
     sources,
     stack,
@@ -39,12 +40,14 @@ from discovery_deploy.phases import (
 )
 from discovery_deploy.providers import provider_named
 from discovery_deploy.providers.base import Lease, ProviderInterface
-from discovery_deploy.records import HostCode
+from discovery_deploy.records import HostCode, Software
 from discovery_deploy.remote import Remote, control_sockets, remove_control_sockets, side_by_side, ssh_config_text
 from discovery_deploy.shaping import Shapes
 from discovery_deploy.wan import WanReport, summary
 from discovery_deploy.workspace import Workspace, now, write_file
 
+SOFTWARE = "software.json"
+"""What hosts were sent."""
 UNKNOWN = "unknown"
 """In the place of a hash: something is deployed, and nobody knows what."""
 
@@ -295,8 +298,16 @@ class Testbed:
             limit_s=limit_s,
         )
 
+    def _bring_software(self, experiment: Experiment) -> None:
+        """Let hosts have the environments: as they see the cache, or as copies."""
+        environments = self.environments(experiment)
+        self.workspace.save(builds.NOTED, environments)
+        if self.lease.software == "shipped":
+            sent = shipping.ship(self.remote, self.lease, experiment, environments, self.cache, self.announce.line)
+            self.workspace.save(SOFTWARE, Software(hosts=sent))
+
     def _prepare(self, experiment: Experiment) -> str:
-        self.workspace.save(builds.NOTED, self.environments(experiment))
+        self._bring_software(experiment)
         self._playbook("prepare", experiment)
         return ""
 
@@ -325,7 +336,7 @@ class Testbed:
         self._keep(self.state.model_copy(update={"deployed": None}))
 
     def _deploy(self, experiment: Experiment) -> str:
-        self.workspace.save(builds.NOTED, self.environments(experiment))
+        self._bring_software(experiment)
         self.wan.flatten(experiment)
         self._playbook("deploy", experiment)
         lease, password = self.lease, self.secrets.admin_password

@@ -173,6 +173,7 @@ class Workspace:
             "lease.json",
             "state.json",
             "shapes.json",
+            "base_rtts.json",
             "environments.json",
             "secrets.json",
             "ssh_config",

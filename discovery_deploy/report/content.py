@@ -415,6 +415,15 @@ def provenance_view(provenance: Provenance, runs: Sequence[RunRecord]) -> dict[s
             for label, projects in provenance.projects.items()
             for project in projects
         ],
+        "software": [
+            {
+                "host": sent.host,
+                "environments": ", ".join(f"{name} ({sha256[:12]})" for name, sha256 in sent.environments.items()),
+                "packages_from": sent.packages_from or "nowhere: nothing was missing",
+                "installed": len(sent.installed),
+            }
+            for sent in provenance.software
+        ],
         "packages": [
             {"name": name, "version": version, "hosts": "all hosts" if len(hosts) == everywhere else ", ".join(hosts)}
             for name, versions in sorted(packages.items())
