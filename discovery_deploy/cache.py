@@ -16,13 +16,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy import builds
+from discovery_deploy import box, builds
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.machine import Plan
 from discovery_deploy.model import Strict
-from discovery_deploy.providers import local
+from discovery_deploy.providers import local, vagrant
 
-FOLDERS = ("images", "environments", "archives", "tools")
+FOLDERS = ("images", "environments", "archives", "boxes", "tools")
 """Of the cache: what is in them is made once and never changed."""
 KEPT = {
     "downloads": "the next build",
@@ -141,6 +141,7 @@ class _Users:
         self.cache = cache
         self.current = builds.current()
         self.mounted = _mount_tables()
+        self.boxes = vagrant.boxes_in_use(local.state_directory() / vagrant.FOLDER)
         self.hosts = [(str(plan.get("experiment")), Path(str(plan.get("base"))), _noted(plan)) for plan in plans]
 
     def of(self, name: str) -> tuple[str, ...]:
@@ -152,6 +153,8 @@ class _Users:
         image = path if name.startswith("images/") else self.cache / "images" / str(_built_in(path))
         users = ["this version"] if name in self.current else []
         users += [f"hosts of {title}" for title, base, noted in self.hosts if base == image or path.name in noted]
+        if name.startswith(f"{box.FOLDER}/"):
+            users += [f"hosts of {title}" for title in self.boxes.get(path.name, ())]
         if not users and re.search(rf"(?<![\w-]){re.escape(path.name)}(?![\w-])", self.mounted):
             users.append("a mount")
         return tuple(users)
