@@ -7,8 +7,11 @@ in `hypervisor`.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -33,6 +36,8 @@ ASKED = "request.json"
 WAYS = "ways.json"
 """File with how ssh reaches the machines with Vagrant's keys."""
 LOG = "vagrant.log"
+MARK = "DISCOVERY_DEPLOY_VAGRANT"
+"""Environment variable of Vagrant's processes: the directory of their experiment."""
 
 
 @contextmanager
@@ -163,6 +168,7 @@ class VagrantProvider:
     def _start(self, asked: Request, progress: Progress) -> dict[str, Way]:
         """Let EnOSlib start what does not run; machine -> how it is reached with Vagrant's key."""
         directory = self.state / asked.experiment
+        end_marked(f"{MARK}={directory}")
         (directory / WAYS).unlink(missing_ok=True)
         settings, version = self._libvirt(asked, progress), None
         if asked.box == box.NAME:
@@ -197,7 +203,8 @@ class VagrantProvider:
         directory = self.state / experiment_name
         # Vagrant names networks after the directory that it works in
         working = directory / vagrant_plan.prefix(experiment_name)
-        return Enoslib(self.cache, working, {"VAGRANT_DEFAULT_PROVIDER": backend}, directory / LOG)
+        variables = {"VAGRANT_DEFAULT_PROVIDER": backend, MARK: str(directory)}
+        return Enoslib(self.cache, working, variables, directory / LOG)
 
     def dead_hosts(self, lease: Lease) -> list[str]:
         """Hosts whose machines do not run."""
@@ -235,6 +242,7 @@ class VagrantProvider:
             TestbedError: something is left.
         """
         directory = self.state / experiment_name
+        end_marked(f"{MARK}={directory}")
         asked, before = read_request(directory), vagrant_plan.prefix(experiment_name)
         backends = [asked.backend] if asked else [name for name in BACKENDS if _there(name)]
         if asked and (directory / before / "Vagrantfile").exists():
@@ -299,6 +307,35 @@ def lease(
         identities={host.name: hypervisor.identity(f"{before}{host.name}") for host in hosts},
         details={"backend": asked.backend, "box": asked.box, "network": asked.network},
     )  # fmt: skip
+
+
+def end_marked(variable: str, limit_s: float = 30.0) -> None:
+    """End processes that a killed driver has left: Vagrant asked to end goes on making machines for a while.
+
+    Args:
+        variable: `NAME=value` in their environment.
+        limit_s: how long they may take to be gone, in seconds.
+    Raises:
+        TestbedError: one does not end.
+    """
+    end = time.monotonic() + limit_s
+    while left := marked(variable):
+        if time.monotonic() > end:
+            raise TestbedError(f"process {left[0]} of Vagrant does not end", f"Look at it: `ps {left[0]}`.")
+        for process in left:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def marked(variable: str) -> list[int]:
+    """Ids of the processes, but this one, that have a variable in their environment; dead ones have none."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if variable.encode() in (place / "environ").read_bytes().split(b"\0") and int(place.name) != os.getpid():
+                found.append(int(place.name))
+    return sorted(found)
 
 
 def read_request(directory: Path) -> Request | None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import signal
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -195,6 +198,21 @@ def test_where_vagrant_cannot_destroy_machines_are_removed_by_name(bed: Bed) -> 
     bed.release()
     assert bed.libvirt.there == {}
     assert any("removed by name" in line for line in bed.said)
+
+
+def test_what_a_killed_driver_has_left_running_is_ended_before_anything_is_removed(bed: Bed) -> None:
+    bed.reserve(experiment())
+    mark = {vagrant.MARK: str(bed.provider.state / "paper")}
+    others = {vagrant.MARK: str(bed.provider.state / "paper-2")}
+    ignores = "trap '' TERM; while :; do sleep 0.1; done"
+    with (
+        subprocess.Popen(["sh", "-c", ignores], env={**os.environ, **mark}) as left,
+        subprocess.Popen(["sleep", "60"], env={**os.environ, **others}) as other,
+    ):
+        bed.release()
+        assert left.wait(5) == -signal.SIGKILL
+        assert other.poll() is None
+        other.kill()
 
 
 def test_what_cannot_be_removed_is_named_and_still_known(bed: Bed) -> None:
