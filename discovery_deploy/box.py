@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from discovery_deploy import image
+from discovery_deploy import image, machine
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.image import Progress
 
@@ -152,8 +152,14 @@ def build(cache: Path, progress: Progress) -> Path:
         TestbedError: not root, a command is missing, or the build failed; the end of its log is quoted.
     """
     cache = cache.absolute()
-    base = image.base_image(cache, progress)
     target = built(cache)
+    if target.is_dir():
+        return target
+    missing = machine.missing_commands(NEEDED)
+    if missing:
+        packages = " ".join(sorted(set(missing.values())))
+        raise TestbedError(f"the box cannot be built without {', '.join(missing)}", f"apt-get install -y {packages}")
+    base = image.base_image(cache, progress)
 
     def make(directory: Path) -> None:
         progress("building the box (two minutes, once)")

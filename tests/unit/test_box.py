@@ -92,6 +92,13 @@ def test_a_missing_vagrant_is_told_with_the_command_that_installs_it() -> None:
     assert raised.value.advice == "apt-get install -y vagrant"
 
 
+def test_what_a_build_lacks_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(TestbedError, match="cannot be built without mmdebstrap, mke2fs, qemu-img") as raised:
+        box.build(tmp_path / "cache", print)
+    assert {"apt-get", "e2fsprogs", "qemu-utils", "vagrant"} <= set(raised.value.advice.split())
+
+
 def test_a_failing_vagrant_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = tmp_path / "vagrant"
     fake.write_text("#!/bin/sh\necho 'The box could not be found' >&2\nexit 3\n")
