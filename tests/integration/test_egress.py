@@ -182,9 +182,10 @@ class TestHosts:
         assert bed.shaper.problems(flat) == ()
 
     def test_removed_devices_are_what_they_were(self, bed: Bed) -> None:
-        """One of them without TSO."""
-        name, device = HOSTS[0].name, HOSTS[0].site_device
-        bed.run(name, ["ethtool", "-K", device, "tso", "off"])
+        """One of them without TSO, one without a part of it."""
+        others = {HOSTS[0]: "tso", HOSTS[1]: "tx-tcp-mangleid-segmentation"}
+        for host, feature in others.items():
+            bed.run(host.name, ["ethtool", "-K", host.site_device, feature, "off"])
 
         def state() -> list[str]:
             commands = [["tc", "qdisc", "show", "dev", "{}"], ["ethtool", "-k", "{}"]]
@@ -206,7 +207,8 @@ class TestHosts:
                 bed.shaper.remove()
                 assert state() == before
         finally:
-            bed.run(name, ["ethtool", "-K", device, "tso", "on"])
+            for host, feature in others.items():
+                bed.run(host.name, ["ethtool", "-K", host.site_device, feature, "on"])
 
     def test_what_another_put_there_is_not_ours_to_take(self, bed: Bed) -> None:
         host = HOSTS[2]
