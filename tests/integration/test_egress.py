@@ -138,7 +138,7 @@ class TestHosts:
         ]
         result: dict[str, Any] = {}
         address = next(host.site_address for host in HOSTS if host.name == "brest-1")
-        pinging = threading.Thread(target=lambda: result.update(echoes(bed, "ares-1", address, 800, 0.005)))
+        pinging = threading.Thread(target=lambda: result.update(echoes(bed, "ares-1", address, 1600, 0.005)))
         pinging.start()
         pinging.join(0.7)
         for setting in settings:
@@ -149,7 +149,7 @@ class TestHosts:
         assert pinging.is_alive(), "the changes must come while echoes are sent"
         assert bed.shaper.problems(old) == ()
         pinging.join()
-        assert (result["sent"], result["received"], result["duplicates"], result["unsent"]) == (800, 800, 0, 0)
+        assert (result["sent"], result["received"], result["duplicates"], result["unsent"]) == (1600, 1600, 0, 0)
         assert result["max_s"] > 0.25, "some echoes must have seen 150 ms each way"
 
     def test_the_testbeds_own_time_is_taken_off(self, bed: Bed) -> None:
@@ -235,7 +235,8 @@ class TestHosts:
         shapes = shapes_of(default={"delay": "1 ms"})
         bed.shaper.put(shapes)
         bed.run("cork-1", ["tc", "qdisc", "del", "dev", HOSTS[3].site_device, "parent", "1:10"])
-        assert bed.shaper.problems(shapes) == ("cork -> ares (cork-1: ddeg3): no netem, but nothing",)
+        (problem,) = bed.shaper.problems(shapes)
+        assert problem.startswith("cork -> ares (cork-1: ddeg3): no netem, but ")
         message = r'^cork-1: ddeg3: tc refused the program: (.|\n)*; line 2 is "qdisc change dev ddeg3 parent 1:10'
         with pytest.raises(TestbedError, match=message):
             bed.shaper.change(shapes, shapes_of(default={"delay": "2 ms"}))
