@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from discovery_deploy import derived, guest, image, stack
+from discovery_deploy import apt_archive, derived, guest, image, stack
 from discovery_deploy.data import data_directory
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.model import Deployment, Strict
@@ -19,6 +19,8 @@ from discovery_deploy.sources import ProjectCode
 
 NOTED = "environments.json"
 """File of a workspace with the environments of its hosts: the cache keeps those."""
+
+variant = image.variant
 
 First = TypeVar("First")
 Second = TypeVar("Second")
@@ -39,11 +41,6 @@ class Environments(Strict):
     def service(self, name: str) -> stack.Environment:
         """The environment that a service runs in."""
         return self.services.get(name, self.openstack)
-
-
-def variant(services: Sequence[str]) -> image.Variant:
-    """The image of the hosts of a deployment with these services. Pure."""
-    return "base" if content_for(services) == "keystone" else "full"
 
 
 def environments(
@@ -151,9 +148,10 @@ def inputs(release: str, services: Sequence[str], guests: bool = False, code: Se
 
 
 def current() -> frozenset[str]:
-    """What this version uses of the cache, for any release: `images/<hash>` and `environments/<kind>-<hash>`."""
+    """What this version uses of the cache, for any release: `images/<hash>`, `environments/<kind>-<hash>`, archives."""
     base = image.image_hash()
     names = {f"images/{image.image_hash(kind)}" for kind in get_args(image.Variant)}
+    names |= {f"{apt_archive.FOLDER}/{apt_archive.archive_name(kind)}" for kind in get_args(image.Variant)}
     names |= {
         f"environments/rally-{stack.environment_hash('rally', base)}",
         f"environments/guest-{guest.guest_hash(base)}",

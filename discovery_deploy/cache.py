@@ -22,9 +22,13 @@ from discovery_deploy.machine import Plan
 from discovery_deploy.model import Strict
 from discovery_deploy.providers import local
 
-FOLDERS = ("images", "environments")
+FOLDERS = ("images", "environments", "archives")
 """Of the cache: what is in them is made once and never changed."""
-KEPT = {"downloads": "the next build", "logs": "whoever looks into a build"}
+KEPT = {
+    "downloads": "the next build",
+    "contents": "the next host that is sent environments",
+    "logs": "whoever looks into a build",
+}
 """Other folders of the cache, and who wants them."""
 _LEFT_BEHIND = (".partial", ".removed")
 """Endings of what a killed build or a killed removal leaves."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from discovery_deploy.errors import TestbedError
+from discovery_deploy.seed import content_for
 
 Progress = Callable[[str], None]
 Variant = Literal["base", "full"]
@@ -84,6 +85,11 @@ KEPT_LINES = 12
 def digest(*parts: object) -> str:
     """Short stable hash (16 hex digits of SHA-256) of JSON-able values."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def variant(services: Sequence[str]) -> Variant:
+    """The variant of the hosts of a deployment with these services. Pure."""
+    return "base" if content_for(services) == "keystone" else "full"
 
 
 def image_hash(variant: Variant = "base") -> str:

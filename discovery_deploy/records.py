@@ -145,6 +145,21 @@ class HostFacts(Strict):
     """Name -> version: Debian packages (mariadb-server, galera-4, memcached...) and Python ones (keystone...)."""
 
 
+class HostSoftware(Strict):
+    """What a host was sent and what was installed there, before anything was deployed."""
+
+    host: str
+    environments: dict[str, str]
+    """Name of each environment -> SHA-256 of the list of its files and their hashes, compared on the host."""
+    packages_from: str = ""
+    """Where missing Debian packages came from: "network" (the host's own sources), or the carried archive's name and
+    the SHA-256 of its index; "" when nothing was missing."""
+    installed: dict[str, str] = {}
+    """Debian package that was not there before -> its version."""
+    upgraded: dict[str, str] = {}
+    """Debian package that had to be upgraded for those -> the version that was there before; `release` leaves it."""
+
+
 class Provenance(Strict):
     """What it takes to believe and to repeat the experiment."""
 
@@ -160,6 +175,8 @@ class Provenance(Strict):
     projects: dict[str, tuple[ProjectRecord, ...]] = {}
     """Label of a setting -> the projects whose code is not simply the release's."""
     hosts: tuple[HostFacts, ...]
+    software: tuple[HostSoftware, ...] = ()
+    """What hosts were sent; empty where they see the driver's cache."""
     phase_seconds: dict[str, float]
     """Phase -> seconds of its last execution."""
     finished_at: str

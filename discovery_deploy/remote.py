@@ -85,10 +85,18 @@ class Remote:
             TestbedError: the host cannot be reached, or the command takes longer than `timeout_s` seconds.
             PlaybookError: the command ended with an error; its last lines are quoted.
         """
+        return self._run(host, command, timeout_s, {"input": stdin})
+
+    def send(self, host: str, command: Sequence[str], file: Path, timeout_s: float = 1800.0) -> str:
+        """Run a command on a host that reads a file of this machine as its standard input. As `__call__`."""
+        with file.open("rb") as stream:
+            return self._run(host, command, timeout_s, {"stdin": stream})
+
+    def _run(self, host: str, command: Sequence[str], timeout_s: float, source: Mapping[str, Any]) -> str:
         what = f"{host}: `{command[0]} ...`" if len(command) > 1 else f"{host}: `{command[0]}`"
         try:
-            done = subprocess.run(
-                self.arguments(host, command), input=stdin, capture_output=True, text=True, timeout=timeout_s
+            done: subprocess.CompletedProcess[str] = subprocess.run(
+                self.arguments(host, command), **source, capture_output=True, text=True, timeout=timeout_s, check=False
             )
         except subprocess.TimeoutExpired:
             raise TestbedError(

@@ -19,8 +19,9 @@ LAYERS = (
     "deployment model provider_models source_model strict",
     "campaign campaign_mistakes config documents fields mistakes schema wording"
     " crossings egress inventory patch_series rally records report rtts seed service_variables smoke stats topology"
-    " unified_diff variables wan wan_readback",
-    "ansible bench cgroups clients cloud_probe code_proof code_recorder containers derived egress_hosts git_trees guest"
+    " software unified_diff variables wan wan_readback",
+    "apt_archive contents host_environments host_packages packages shipping"
+    " ansible bench cgroups clients cloud_probe code_proof code_recorder containers derived egress_hosts git_trees guest"
     " image installed_code machine measure nspawn probe proof provenance providers remote shaping site_networks sources"
     " stack tc_device wan_router wan_uml working_copy workspace",
     "builds cache commands doctor driver opening patch_commands phases progress smoke_acts testbed wan_acts",
@@ -28,7 +29,8 @@ LAYERS = (
 )
 """Modules and subpackages from the bottom up. A module may import its own layer and those below."""
 SHIPPED = frozenset(
-    {"cgroups", "code_proof", "code_recorder", "containers", "installed_code", "machine", "nspawn", "probe"}
+    {"host_environments", "host_packages"}
+    | {"cgroups", "code_proof", "code_recorder", "containers", "installed_code", "machine", "nspawn", "probe"}
     | {"cloud_probe", "site_networks", "tc_device", "wan_router", "wan_uml"}
 )
 """Modules that are sent to other machines: they import nothing but the standard library and each other."""

@@ -100,7 +100,7 @@ def test_this_version_s_things_are_those_that_it_would_build() -> None:
             *(f"environments/openstack-{openstack}", f"environments/database-{database}"),
             f"environments/{derived.derived_name(openstack, ())}",
         }
-    assert len(names) == 8  # and the guest: nothing else is kept
+    assert len(names) == 10  # and the guest, and the carried archives: nothing else is kept
 
 
 def test_two_builds_go_side_by_side() -> None:

@@ -1,0 +1,30 @@
+"""A Debian as somebody may give it: an sshd and Python, and none of the packages that our image has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from discovery_deploy import image
+
+PACKAGES = ("systemd", "systemd-sysv", "openssh-server", "python3")
+HOOKS = (
+    f'chroot "$1" systemctl --quiet mask {" ".join(image.MASKED)}',
+    'rm -f "$1"/etc/ssh/ssh_host_* "$1/etc/hostname"; : > "$1/etc/machine-id"; mkdir -p -m 700 "$1/root/.ssh"',
+    'rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap"',
+)
+
+
+def plain_tree(cache: Path) -> Path:
+    """The tree, baked once from this machine's own apt sources. In the cache it is an image that nobody uses."""
+
+    def bake(tree: Path) -> None:
+        options = ["--mode=root", "--format=directory", "--dpkgopt=force-unsafe-io", "--variant=minbase"]
+        options += [f"--aptopt={line}" for line in image.apt_acquire_options()]
+        options += [f"--include={','.join(PACKAGES)}", *(f"--customize-hook={hook}" for hook in HOOKS)]
+        lines = [f"deb {address} {suite} main" for suite, address in image.apt_sources().items()]
+        (cache / "logs").mkdir(exist_ok=True)
+        command = image.contained(["mmdebstrap", *options, image.RELEASE, str(tree), *lines])
+        image.run_logged(command, cache / "logs" / "plain.log", "the bake of a plain Debian", lambda line: None)
+
+    name = f"plain-{image.digest(image.RELEASE, PACKAGES, HOOKS)}"
+    return image.made_once(cache / "images" / name, bake, "a plain Debian", print)
