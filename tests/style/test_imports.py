@@ -20,8 +20,8 @@ LAYERS = (
     "campaign campaign_mistakes config documents fields mistakes schema wording"
     " crossings egress inventory patch_series rally records report rtts seed service_variables smoke stats topology"
     " software unified_diff variables wan wan_readback",
-    "apt_archive contents host_environments host_packages packages shipping"
-    " ansible bench cgroups clients cloud_probe code_proof code_recorder containers derived egress_hosts git_trees guest"
+    "apt_archive contents host_environments host_packages packages shipping "
+    "ansible bench cgroups clients cloud_probe code_proof code_recorder containers derived egress_hosts git_trees guest"
     " image installed_code machine measure nspawn probe proof provenance providers remote shaping site_networks sources"
     " stack tc_device wan_router wan_uml working_copy workspace",
     "builds cache commands doctor driver opening patch_commands phases progress smoke_acts testbed wan_acts",

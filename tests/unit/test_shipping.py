@@ -42,7 +42,9 @@ class Folders(Remote):
         program = command[4].replace('"/opt/discovery-deploy"', repr(str(self.place(host))))
         program = program.replace('"/var/lib/discovery-deploy/environments"', repr(str(self.root / host / "lists")))
         words = [sys.executable, *command[1:4], program, *command[5:]]
-        done: subprocess.CompletedProcess[str] = subprocess.run(words, **source, capture_output=True, text=True, check=False)
+        done: subprocess.CompletedProcess[str] = subprocess.run(
+            words, **source, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
