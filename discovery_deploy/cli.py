@@ -24,6 +24,7 @@ from discovery_deploy import (
     commands,
     config,
     doctor,
+    enos_import,
     opening,
     patch_commands,
     smoke,
@@ -309,6 +310,31 @@ def new(
     path = output or Path(f"{name}.yaml")
     commands.write_new(path, config.template(name))
     sys.stdout.write(f"{path}\n")
+
+
+@app.command(name="import-enos")
+def import_enos(
+    reservation: Annotated[
+        Path, typer.Argument(metavar="FILE", help="EnOS's file: reservation.yaml.", show_default=False)
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The file to write.  [default: standard output]", show_default=False),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the experiment.  [default: the job's, or the file's]", show_default=False),
+    ] = None,
+) -> None:
+    """Turn an EnOS reservation into an experiment file; what has no counterpart is told on standard error."""
+    made = enos_import.convert(config.read_text(reservation, "EnOS's reservation file"), str(reservation), name)
+    if output is None:
+        sys.stdout.write(made.text)
+    else:
+        commands.write_new(output, made.text)
+        sys.stdout.write(f"{output}\n")
+    for line in made.lost:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _version(asked: bool) -> None:

@@ -17,9 +17,11 @@ PACKAGE = ROOT / "discovery_deploy"
 LAYERS = (
     "__init__ data deployment_mistakes errors provider_mistakes references services units",
     "deployment model provider_models source_model strict",
+    "enos_import enos_network enos_provider enos_reading enos_sites "
     "campaign campaign_mistakes config crossings documents egress fields inventory mistakes patch_series rally"
     " records report rtts schema seed service_variables smoke software stats topology unified_diff variables wan"
     " wan_readback wording",
+    "enoslib_roles "
     "ansible apt_archive bench cgroups clients cloud_probe code_proof code_recorder containers contents derived"
     " egress_hosts git_trees guest host_environments host_packages image installed_code machine measure nspawn"
     " packages probe proof provenance providers remote shaping shipping site_networks sources stack tc_device"
