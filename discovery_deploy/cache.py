@@ -22,7 +22,7 @@ from discovery_deploy.machine import Plan
 from discovery_deploy.model import Strict
 from discovery_deploy.providers import local
 
-FOLDERS = ("images", "environments", "archives")
+FOLDERS = ("images", "environments", "archives", "tools")
 """Of the cache: what is in them is made once and never changed."""
 KEPT = {
     "downloads": "the next build",

@@ -1,0 +1,142 @@
+"""The provider `g5k` beside the fake Grid'5000, for tests."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from discovery_deploy import enoslib_environment, stack
+from discovery_deploy.image import contained
+from discovery_deploy.model import Experiment
+from discovery_deploy.providers.base import Lease
+from discovery_deploy.providers.g5k import G5kProvider
+from discovery_deploy.remote import Remote, ssh_config_text
+
+ROOT = Path(__file__).resolve().parents[2]
+NANTES = {"g5k_site": "nancy", "cluster": "grisou"}
+
+
+def experiment(name: str, hosts: dict[str, int] | None = None, **provider: Any) -> Experiment:
+    """An experiment: site -> number of hosts; `rennes` is asked of paravance at rennes, others of grisou at nancy."""
+    hosts = hosts or {"rennes": 1, "nantes": 2}
+    asked = [
+        {"name": site, "hosts": [{"name": f"{site}-{number}"} for number in range(1, count + 1)]}
+        for site, count in hosts.items()
+    ]
+    default = {"g5k_site": "rennes", "cluster": "paravance"}
+    section = {"type": "g5k", "default": default, "sites": {site: NANTES for site in hosts if site != "rennes"}}
+    return Experiment.model_validate(
+        {
+            "name": name,
+            "sites": asked,
+            "deployment": {"backend": {"type": "galera"}},
+            "provider": {**section, **provider},
+        }
+    )
+
+
+class G5kBed:
+    """A running fake, and a provider that sees nothing but it.
+
+    Args:
+        work: folder for all files of both.
+        world: process id of the fake's first process.
+        cache: with EnOSlib's environment.
+    """
+
+    def __init__(self, work: Path, world: int, cache: Path) -> None:
+        self.work = work
+        self.inside = ["nsenter", "--net", "--mount", f"--target={world}", "--wd=/", "--"]
+        self.told: list[str] = []
+        self.provider = G5kProvider(cache, work / "state", work / "home")
+        self.calls_file = work / "calls.jsonl"
+        self.key = work / "key"
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(self.key)], check=True)
+        self.public_key = self.key.with_suffix(".pub").read_text().strip()
+
+    def reserve(self, asked: Experiment) -> Lease:
+        return self.provider.reserve(asked, self.public_key, Path("/"), self.told.append, self.work)
+
+    def release(self, name: str) -> None:
+        self.provider.release(name, self.told.append)
+
+    def faults(self, **faults: Any) -> None:
+        """What is to go wrong from now on; nothing, without arguments."""
+        (self.work / "faults.json").write_text(json.dumps(faults))
+
+    def calls(self) -> list[dict[str, Any]]:
+        """All calls of the API so far."""
+        return (
+            [json.loads(line) for line in self.calls_file.read_text().splitlines()] if self.calls_file.exists() else []
+        )
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Jobs that hold machines, or will, as the API tells them."""
+        found = []
+        for site in ("rennes", "nancy"):
+            url = f"http://127.0.0.1:5050/stable/sites/{site}/jobs?state=waiting,launching,running"
+            listed = self.run("curl", "-sf", "-u", "g5kuser:a password of the fake", url)
+            found += json.loads(listed)["items"]
+        return found
+
+    def run(self, *command: str) -> str:
+        """A command in the fake's network."""
+        return subprocess.run([*self.inside, *command], check=True, capture_output=True, text=True, timeout=60).stdout
+
+    def machines(self) -> set[str]:
+        """Network namespaces of machines that are up, without the gateway."""
+        return {line.split()[0] for line in self.run("ip", "netns", "list").splitlines()} - {"access"}
+
+    def remote(self, lease: Lease) -> Remote:
+        """Ssh to the hosts of a lease, as the driver does it."""
+        config = self.work / "ssh_config"
+        ways = {host.name: (host.management_address, host.ssh) for host in lease.hosts}
+        config.write_text(ssh_config_text(ways, self.key, self.work / "control"))
+        (self.work / "control").mkdir(exist_ok=True, mode=0o700)
+        inside = self.inside
+
+        class Entered(Remote):
+            def arguments(self, host: str, command: Any) -> list[str]:
+                return [*inside, *super().arguments(host, command)]
+
+        return Entered(config)
+
+
+@contextmanager
+def fake_grid5000(work: Path, base: Path, monkeypatch: Any) -> Iterator[G5kBed]:
+    """The fake, running; everything of it is gone at the end, whatever happens."""
+    cache = stack.cache_directory()
+    real = enoslib_environment.enoslib_python(cache, print)
+    command = ["unshare", "--net", sys.executable, "-m", "tests.fake_g5k.world", str(work), str(base)]
+    with (work / "world.log").open("w") as log:
+        process = subprocess.Popen(
+            contained(command), stdout=subprocess.PIPE, stderr=log, cwd=ROOT, stdin=subprocess.DEVNULL, text=True
+        )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n", (work / "world.log").read_text()
+        bed = G5kBed(work, _first_inside(process.pid), cache)
+        entrance = work / "bin" / "python"
+        entrance.parent.mkdir()
+        entrance.write_text(f'#!/bin/sh\nexec {" ".join(bed.inside[:-2])} --wd="$PWD" -- {real} "$@"\n')
+        entrance.chmod(0o755)
+        monkeypatch.setattr(enoslib_environment, "enoslib_python", lambda cache, progress: entrance)
+        yield bed
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _first_inside(pid: int) -> int:
+    """The first process of the namespaces, as this process sees it."""
+    for _ in range(100):
+        with suppress(FileNotFoundError, IndexError):
+            return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+        time.sleep(0.1)
+    raise AssertionError(f"process {pid} has no child")
