@@ -26,7 +26,7 @@ LAYERS = (
     " egress_hosts enoslib_calls enoslib_environment enoslib_g5k enoslib_worker git_trees guest host_environments"
     " host_packages image installed_code machine measure nspawn packages probe proof provenance providers remote"
     " shaping shipping site_networks sources stack tc_device wan_router wan_uml working_copy workspace",
-    "builds cache commands doctor driver opening patch_commands phases progress smoke_acts testbed wan_acts",
+    "bookings builds cache commands doctor driver opening patch_commands phases progress smoke_acts testbed wan_acts",
     "__main__ cli",
 )
 """Modules and subpackages from the bottom up. A module may import its own layer and those below."""
