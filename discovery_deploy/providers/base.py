@@ -125,11 +125,7 @@ class BookingProvider(Protocol):
     """More verbs of a provider whose hosts are booked for some time."""
 
     def request_text(self, experiment: Experiment) -> str:
-        """What would be booked, and what it costs, in lines for a person. Books nothing.
-
-        Raises:
-            ExperimentError: nothing that could be booked holds the experiment.
-        """
+        """What would be booked, and what it costs, in lines for a person. Books nothing."""
 
     def ends_at(self, lease: Lease) -> float | None:
         """When the first host goes, in seconds since 1970; None when nobody knows. Raises TestbedError."""
