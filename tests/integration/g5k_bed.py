@@ -109,11 +109,18 @@ class G5kBed:
 
 
 @contextmanager
-def fake_grid5000(work: Path, base: Path, monkeypatch: Any) -> Iterator[G5kBed]:
-    """The fake, running; everything of it is gone at the end, whatever happens."""
+def fake_grid5000(work: Path, base: Path, monkeypatch: Any, *box: str) -> Iterator[G5kBed]:
+    """The fake, running; everything of it is gone at the end, whatever happens.
+
+    Args:
+        work: folder for its files.
+        base: unpacked Debian of its machines.
+        monkeypatch: pytest's; EnOSlib's environment is entered in the fake's network.
+        box: directory of Vagrant's box and QEMU's acceleration, where what is deployed is a virtual machine.
+    """
     cache = stack.cache_directory()
     real = enoslib_environment.enoslib_python(cache, print)
-    command = ["unshare", "--net", sys.executable, "-m", "tests.fake_g5k.world", str(work), str(base)]
+    command = ["unshare", "--net", sys.executable, "-m", "tests.fake_g5k.world", str(work), str(base), *box]
     with (work / "world.log").open("w") as log:
         process = subprocess.Popen(
             contained(command), stdout=subprocess.PIPE, stderr=log, cwd=ROOT, stdin=subprocess.DEVNULL, text=True
