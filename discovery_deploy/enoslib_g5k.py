@@ -241,7 +241,9 @@ def _in_our_words() -> Iterator[None]:
     except (EnosUnreachableHostsError, EnosFailedHostsError) as error:
         names = ", ".join(sorted({str(getattr(one, "host", one)) for one in error.hosts}))
         raise WorkerError(
-            "ssh does not get in", "Look whether the machine runs and ~/.ssh has your Grid'5000 key.", names
+            "ssh does not get in",
+            "Look whether ~/.ssh has your Grid'5000 key; if a machine is broken, release the experiment and run again.",
+            names,
         ) from None
     except Grid5000Error as error:
         raise WorkerError(f"Grid'5000's API: {error}", "Run again later; `release` finds what was reserved.") from None
