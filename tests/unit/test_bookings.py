@@ -5,16 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from discovery_deploy import bookings, campaign
+from discovery_deploy.driver import Driver
 from discovery_deploy.errors import ExperimentError, StateError, TestbedError
 from discovery_deploy.model import Experiment
 from discovery_deploy.providers.base import BookingProvider, Lease
 from discovery_deploy.providers.g5k import G5kProvider
 from discovery_deploy.providers.local import LocalProvider
+from discovery_deploy.workspace import Workspace
 
 
 class Booked(LocalProvider):
@@ -118,3 +121,17 @@ def test_nothing_is_said_when_nobody_knows(booked: Booked) -> None:
     assert bookings.time_warning(LocalProvider(Path("/x"), Path("/x")), LEASE, 5, 600.0) is None
     booked.ends = 0
     assert bookings.time_warning(booked, LEASE, 5, 600.0) == "when the hosts go is not known: the API does not answer"
+
+
+def test_the_driver_says_it_and_writes_it_down(booked: Booked, tmp_path: Path) -> None:
+    booked.ends = time.time() + 600
+    told: list[tuple[str, str]] = []
+    driver = Driver.__new__(Driver)
+    driver.testbed = SimpleNamespace(provider=booked, lease=LEASE)  # type: ignore[assignment]
+    driver.announce = SimpleNamespace(phase=lambda *words: told.append(words))  # type: ignore[assignment]
+    driver.workspace = Workspace(tmp_path / "mine")
+    driver._tell_time(1, 60.0)
+    assert told == []
+    driver._tell_time(20, 60.0)
+    assert [name for name, _ in told] == ["time"]
+    assert "time is short" in (tmp_path / "mine" / "journal.jsonl").read_text()
