@@ -128,7 +128,7 @@ def test_the_driver_says_it_and_writes_it_down(booked: Booked, tmp_path: Path) -
     told: list[tuple[str, str]] = []
     driver = Driver.__new__(Driver)
     driver.testbed = SimpleNamespace(provider=booked, lease=LEASE)  # type: ignore[assignment]
-    driver.announce = SimpleNamespace(phase=lambda *words: told.append(words))  # type: ignore[assignment]
+    driver.announce = SimpleNamespace(phase=lambda *words: told.append(words))
     driver.workspace = Workspace(tmp_path / "mine")
     driver._tell_time(1, 60.0)
     assert told == []
