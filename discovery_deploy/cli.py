@@ -20,11 +20,14 @@ from rich.console import Console
 
 from discovery_deploy import (
     __version__,
+    bookings,
     box_commands,
     cache,
+    campaign,
     commands,
     config,
     doctor,
+    enos_import,
     opening,
     patch_commands,
     smoke,
@@ -141,6 +144,7 @@ def check(file: File) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    sys.stdout.write(bookings.request_text(campaign.settings(experiment)))
 
 
 @app.command()
@@ -266,6 +270,16 @@ def release(
     commands.release(experiment, _announcer(verbose))
 
 
+@app.command()
+def extend(
+    experiment: Annotated[str, typer.Argument(metavar="NAME", help="Experiment file, workspace folder, or name.")],
+    more: Annotated[str, typer.Argument(metavar="DURATION", help='How much more: "90 min", or "01:30:00".')],
+    verbose: Verbose = False,
+) -> None:
+    """Ask for more time for hosts that are booked for some time (Grid'5000); what was granted, on standard output."""
+    sys.stdout.write(bookings.extend(experiment, more, _announcer(verbose)))
+
+
 @app.command(name="doctor")
 def doctor_command(
     provider: Annotated[str, typer.Option(help=f"Which provider: {', '.join(PROVIDERS)}.")] = "local",
@@ -311,6 +325,31 @@ def new(
     path = output or Path(f"{name}.yaml")
     commands.write_new(path, config.template(name))
     sys.stdout.write(f"{path}\n")
+
+
+@app.command(name="import-enos")
+def import_enos(
+    reservation: Annotated[
+        Path, typer.Argument(metavar="FILE", help="EnOS's file: reservation.yaml.", show_default=False)
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The file to write.  [default: standard output]", show_default=False),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name of the experiment.  [default: the job's, or the file's]", show_default=False),
+    ] = None,
+) -> None:
+    """Turn an EnOS reservation into an experiment file; what has no counterpart is told on standard error."""
+    made = enos_import.convert(config.read_text(reservation, "EnOS's reservation file"), str(reservation), name)
+    if output is None:
+        sys.stdout.write(made.text)
+    else:
+        commands.write_new(output, made.text)
+        sys.stdout.write(f"{output}\n")
+    for line in made.lost:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _version(asked: bool) -> None:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from discovery_deploy import opening, rally, wan
+from discovery_deploy import bookings, opening, rally, wan
 from discovery_deploy.campaign import Setting
 from discovery_deploy.crossings import described
 from discovery_deploy.driver import Driver
@@ -19,7 +19,7 @@ from discovery_deploy.records import RunRecord
 from discovery_deploy.remote import Remote
 from discovery_deploy.testbed import Announcer, readable_lease
 from discovery_deploy.testbed import release as release_experiment
-from discovery_deploy.workspace import Workspace
+from discovery_deploy.workspace import Workspace, results_directory
 
 
 def setting_named(driver: Driver, label: str | None) -> Setting:
@@ -41,6 +41,9 @@ def dry_run(driver: Driver) -> str:
     first = needed[0]
     stale = driver.testbed.stale(first)
     lines.append(f"stale phases for the first setting [{first.record.label}]: {', '.join(stale) or 'none'}")
+    request = bookings.request_text(needed)
+    if request:
+        lines += ["to be booked:", request.rstrip()]
     told: set[str] = set()
     for setting in needed:
         text = described(setting.experiment)
@@ -154,7 +157,7 @@ def workspace_status(workspace: Workspace) -> str:
 def status(named: str | None) -> str:
     """Text of `status`: one experiment, or all in the results directory; then who holds hosts on this machine."""
     if named is None:
-        present = sorted(path.parent for path in opening.results_directory().glob("*/name"))
+        present = sorted(path.parent for path in results_directory().glob("*/name"))
         texts = [workspace_status(Workspace(path)) for path in present]
     else:
         texts = [workspace_status(opening.find_workspace(named))]

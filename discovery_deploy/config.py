@@ -28,19 +28,27 @@ def load(path: Path, tasks: Mapping[str, TaskTemplate] | None = None) -> Experim
     Raises:
         ExperimentError: the file cannot be read, or something in it is wrong; `what` tells every mistake, one a line.
     """
-    return parse(_read(path), str(path), tasks)
+    return parse(read_text(path), str(path), tasks)
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path, kind: str = "an experiment file") -> str:
+    """Text of a file that a person gave.
+
+    Args:
+        path: the file.
+        kind: what it should be, in messages.
+    Raises:
+        ExperimentError: missing, a directory, not readable, not UTF-8.
+    """
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise ExperimentError(f"{path}: no such file", "Give the path of an experiment file.") from None
+        raise ExperimentError(f"{path}: no such file", f"Give the path of {kind}.") from None
     except IsADirectoryError:
-        raise ExperimentError(f"{path}: is a directory", "Give the path of an experiment file.") from None
+        raise ExperimentError(f"{path}: is a directory", f"Give the path of {kind}.") from None
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise ExperimentError(f"{path}: cannot be read: {reason}", "Give the path of an experiment file.") from error
+        raise ExperimentError(f"{path}: cannot be read: {reason}", f"Give the path of {kind}.") from error
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -52,15 +60,7 @@ def _read(path: Path) -> str:
 
 def parse(text: str, file: str, tasks: Mapping[str, TaskTemplate] | None = None) -> Experiment:
     """Check the text of an experiment file; `file` is its name in messages. Raises ExperimentError, as `load` does."""
-    try:
-        document = Document(text)
-    except NotYamlError as error:
-        raise _refusal(file, [(mistake.position, mistake.message) for mistake in error.mistakes]) from error
-    if document.data is None:
-        raise ExperimentError(f"{file}: is empty", _ADVICE)
-    if not isinstance(document.data, dict):
-        told = f"an experiment file holds keys with values, not {shown(document.data)}"
-        raise _refusal(file, [(document.position(()), told)])
+    document = composed(text, file, "an experiment file", _ADVICE)
     experiment, found = mistakes.find(document.data, [mistake.path for mistake in document.mistakes])
     found += campaign_mistakes.find(document.data, tasks)
     if experiment is not None and not found:
@@ -71,19 +71,42 @@ def parse(text: str, file: str, tasks: Mapping[str, TaskTemplate] | None = None)
     return experiment
 
 
-def refusal(text: str, file: str, found: Iterable[Mistake]) -> ExperimentError:
-    """The error that tells mistakes, found later, at their places in the text of a file that `parse` accepted."""
+def composed(text: str, file: str, kind: str, advice: str) -> Document:
+    """The text of a file that holds keys with values; duplicate keys and tags are not told yet.
+
+    Args:
+        text: what the file holds.
+        file: its name in messages.
+        kind: what it should be, in messages: "an experiment file".
+        advice: what to do about mistakes.
+    Raises:
+        ExperimentError: not YAML (every mistake), empty, or something else than keys with values.
+    """
+    try:
+        document = Document(text)
+    except NotYamlError as error:
+        raise _refusal(file, [(mistake.position, mistake.message) for mistake in error.mistakes], advice) from error
+    if document.data is None:
+        raise ExperimentError(f"{file}: is empty", advice)
+    if not isinstance(document.data, dict):
+        told = f"{kind} holds keys with values, not {shown(document.data)}"
+        raise _refusal(file, [(document.position(()), told)], advice)
+    return document
+
+
+def refusal(text: str, file: str, found: Iterable[Mistake], advice: str = _ADVICE) -> ExperimentError:
+    """The error that tells mistakes, found later, at their places in the text of a file that is YAML."""
     document = Document(text)
-    return _refusal(file, [(document.position(mistake.path), _told(mistake)) for mistake in found])
+    return _refusal(file, [(document.position(mistake.path), _told(mistake)) for mistake in found], advice)
 
 
 def _told(mistake: Mistake) -> str:
     return f"{format_path(mistake.path)}: {mistake.message}" if mistake.path else mistake.message
 
 
-def _refusal(file: str, placed: list[tuple[Position, str]]) -> ExperimentError:
+def _refusal(file: str, placed: list[tuple[Position, str]], advice: str = _ADVICE) -> ExperimentError:
     lines = [f"{file}:{line}:{column}: {told}" for (line, column), told in sorted(set(placed))]
-    return ExperimentError("\n".join(lines), _ADVICE)
+    return ExperimentError("\n".join(lines), advice)
 
 
 def template(name: str) -> str:

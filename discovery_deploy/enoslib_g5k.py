@@ -25,6 +25,7 @@ from enoslib.errors import (
     InvalidReservationCritical,
     InvalidReservationTime,
     InvalidReservationTooOld,
+    NegativeWalltime,
 )
 from enoslib.infra.enos_g5k import g5k_api_utils as api
 from enoslib.infra.enos_g5k import provider as enos_provider
@@ -106,6 +107,7 @@ def reserve(arguments: Arguments, progress: Progress) -> dict[str, Any]:
         _check_clusters(arguments["sites"])
         provider = Reservation(en.G5kConf.from_dictionary(arguments["configuration"]))
         provider.progress = progress
+        enos_provider.G5kBase.offset_walltime = _offset_walltime
         enos_provider.wait_for = partial(_answered, float(arguments["boot_s"]))  # its own would wait for 50 minutes
         _patiently(provider.init, progress)
         if provider.undeployed:
@@ -241,7 +243,9 @@ def _in_our_words() -> Iterator[None]:
     except (EnosUnreachableHostsError, EnosFailedHostsError) as error:
         names = ", ".join(sorted({str(getattr(one, "host", one)) for one in error.hosts}))
         raise WorkerError(
-            "ssh does not get in", "Look whether the machine runs and ~/.ssh has your Grid'5000 key.", names
+            "ssh does not get in",
+            "Look whether ~/.ssh has your Grid'5000 key; if a machine is broken, release the experiment and run again.",
+            names,
         ) from None
     except Grid5000Error as error:
         raise WorkerError(f"Grid'5000's API: {error}", "Run again later; `release` finds what was reserved.") from None
@@ -327,6 +331,15 @@ def _check_clusters(sites: Mapping[str, str]) -> None:
             there = ", ".join(sorted(name for name, place in known.items() if place == site))
             what = f"its clusters are {there}" if there else f"the sites are {', '.join(sorted(set(known.values())))}"
             raise WorkerError(f'{site} has no cluster "{cluster}"; {what}', "Change the provider section.")
+
+
+def _offset_walltime(reservation: Any, seconds: int) -> None:
+    """In place of EnOSlib's, which knows no walltime of 24 hours or more."""
+    hours, minutes, rest = (int(part) for part in reservation.provider_conf.walltime.split(":"))
+    left = hours * 3600 + minutes * 60 + rest + seconds
+    if left <= 0:
+        raise NegativeWalltime
+    reservation.provider_conf.walltime = f"{left // 3600:02d}:{left // 60 % 60:02d}:{left % 60:02d}"
 
 
 def _answered(boot_s: float, hosts: list[Any]) -> None:

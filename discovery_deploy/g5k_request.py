@@ -11,8 +11,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from discovery_deploy.errors import ExperimentError, TestbedError
+from discovery_deploy.errors import TestbedError
 from discovery_deploy.model import Experiment, Strict
+from discovery_deploy.provider_mistakes import full_name
 from discovery_deploy.provider_models import Grid5000, Machines
 
 PREFIX = "discovery-deploy-"
@@ -88,27 +89,18 @@ def experiment_of(job: str) -> str | None:
     return job.removeprefix(PREFIX) if job.startswith(PREFIX) else None
 
 
-def full_name(server: str, g5k_site: str) -> str:
-    """The full name of a server that may be given without its site."""
-    return server if "." in server else f"{server}.{g5k_site}.grid5000.fr"
-
-
 def cluster_of(machine: str) -> str:
     """The cluster of a machine, from its name."""
     return machine.partition(".")[0].rpartition("-")[0]
 
 
 def pools(experiment: Experiment) -> tuple[Pool, ...]:
-    """The smallest request that holds an experiment's hosts.
-
-    Raises:
-        ExperimentError: fewer servers are named than there are hosts for them, or a server is named twice.
-    """
+    """The smallest request that holds an experiment's hosts (`provider_mistakes` has seen that there is one)."""
     asked: dict[Machines, list[str]] = {}
     section = grid5000(experiment)
     for site in experiment.sites:
         place = section.sites.get(site.name, section.default)
-        assert place is not None  # `provider_mistakes` has seen to that
+        assert place is not None
         asked.setdefault(place, []).extend(host.name for host in site.hosts)
     found: list[Pool] = []
     for place, hosts in asked.items():
@@ -116,17 +108,11 @@ def pools(experiment: Experiment) -> tuple[Pool, ...]:
             found.append(Pool(g5k_site=place.g5k_site, cluster=place.cluster, hosts=tuple(hosts)))
         else:
             found += _named(place, hosts)
-    _each_server_once(found)
     return tuple(found)
 
 
 def _named(place: Machines, hosts: Sequence[str]) -> list[Pool]:
     servers = [full_name(server, place.g5k_site) for server in place.servers]
-    if len(servers) < len(hosts):
-        raise ExperimentError(
-            f"provider: {len(hosts)} hosts ({', '.join(hosts)}) share {len(servers)} servers ({', '.join(servers)})",
-            "Name as many servers as hosts, or a cluster.",
-        )
     given: dict[str, list[tuple[str, str]]] = {}
     for host, server in zip(hosts, servers, strict=False):
         given.setdefault(cluster_of(server), []).append((host, server))
@@ -139,25 +125,12 @@ def _named(place: Machines, hosts: Sequence[str]) -> list[Pool]:
     ]  # fmt: skip
 
 
-def _each_server_once(found: Iterable[Pool]) -> None:
-    seen: set[str] = set()
-    for server in (server for pool in found for server in pool.servers):
-        if server in seen:
-            raise ExperimentError(
-                f"provider: {server} is asked for twice, by sites that name different lists of servers",
-                "Give these sites the same list, or lists without a common server.",
-            )
-        seen.add(server)
-
-
 def configuration(experiment: Experiment, keys: str) -> dict[str, Any]:
     """EnOSlib's dictionary of a Grid'5000 configuration (its `G5kConf`) for an experiment.
 
     Args:
         experiment: whose provider is Grid'5000.
         keys: file with the public keys that may log in as root to what is deployed.
-    Raises:
-        ExperimentError: see `pools`.
     """
     section, asked = grid5000(experiment), pools(experiment)
     sites = list(dict.fromkeys(pool.g5k_site for pool in asked))

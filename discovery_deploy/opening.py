@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from discovery_deploy import campaign, config, rally, sources, stack
+from discovery_deploy import workspace as workspaces
 from discovery_deploy.errors import ExperimentError, StateError
 from discovery_deploy.fields import parse_path
 from discovery_deploy.image import Progress
 from discovery_deploy.model import Experiment, Strict
 from discovery_deploy.references import Mistake, Place
 from discovery_deploy.sources import Resolver, SourcesError
-from discovery_deploy.workspace import Workspace, write_file
+from discovery_deploy.workspace import Workspace, results_directory, write_file
 
 COPY = "experiment.yaml"
 """The workspace keeps the experiment file as it was at the last run."""
@@ -70,11 +70,6 @@ def size(experiment: Experiment) -> tuple[int, int]:
     return len(settings), len(settings) * len(experiment.campaign.scenarios) * experiment.campaign.repetitions
 
 
-def results_directory() -> Path:
-    """Where workspaces are, unless `--workspace` says otherwise: $DISCOVERY_DEPLOY_RESULTS, or ./results."""
-    return Path(os.environ.get("DISCOVERY_DEPLOY_RESULTS", "results"))
-
-
 def workspace_of(opened: Opened, chosen: Path | None) -> Workspace:
     """The workspace of an experiment, made when missing.
 
@@ -103,26 +98,9 @@ def find_workspace(named: str | None) -> Workspace:
     Raises:
         StateError: there is none, or more than one.
     """
-    if named is None:
-        present = sorted(path.parent for path in results_directory().glob("*/name"))
-        if len(present) == 1:
-            return Workspace(present[0])
-        which = ", ".join(path.name for path in present) or "none"
-        raise StateError(
-            f"{results_directory()}: which experiment? there are: {which}",
-            "Name it with --experiment NAME, or give its workspace folder or file.",
-        )
-    path = Path(named)
-    if path.is_dir() and (path / "name").exists():
-        return Workspace(path)
-    if path.is_file():
-        return workspace_of(open_experiment(path), None)
-    if (results_directory() / named / "name").exists():
-        return Workspace(results_directory() / named)
-    raise StateError(
-        f"{named}: neither an experiment file, nor a workspace, nor an experiment in {results_directory()}",
-        "Look with `discovery-deploy status`, or give the workspace folder.",
-    )
+    if named is not None and Path(named).is_file():
+        return workspace_of(open_experiment(Path(named)), None)
+    return workspaces.find_workspace(named)
 
 
 def experiment_of_workspace(workspace: Workspace) -> Opened:

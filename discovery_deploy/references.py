@@ -14,9 +14,9 @@ Place = tuple[str | int, ...]
 
 RESERVED = frozenset(
     {"all", "localhost", "router", "ungrouped", "bench", "compute", "control", "database", "mariadb", "galera"}
-    | {"memcached", "rabbitmq", "ovn", "keystone", "placement", "glance", "neutron", "nova"}
+    | {"management", "sites", "memcached", "rabbitmq", "ovn", "keystone", "placement", "glance", "neutron", "nova"}
 )
-"""Names that no site or host may have: groups of Ansible's and ours, and the WAN router."""
+"""Names that no site or host may have: groups of Ansible's and ours, networks of EnOSlib's, and the WAN router."""
 
 
 class Mistake(NamedTuple):

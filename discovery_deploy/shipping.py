@@ -108,9 +108,8 @@ def unship(remote: Remote, hosts: Sequence[str], remove_installed: bool) -> dict
     """
 
     def one(host: str) -> list[str]:
-        removed = remove_packages(remote, host, remove_installed)
         _ask(remote, host, "clear")
-        return removed
+        return remove_packages(remote, host, remove_installed)
 
     return dict(zip(hosts, on_all(list(hosts), one), strict=True))
 

@@ -24,6 +24,8 @@ from typing import Any
 SIOCETHTOOL = 0x8946
 SEGMENTATION_COMMANDS = {"tso": (0x1E, 0x1F), "gso": (0x23, 0x24)}
 """Commands (get, set) of SIOCETHTOOL, from linux/ethtool.h."""
+GET_FEATURES, SET_FEATURES = 0x3A, 0x3B
+MOST_FEATURE_WORDS = 8
 KERNEL_PARTS = {
     "sch_htb": "tc qdisc add dev lo root handle 1: htb",
     "sch_netem": "tc class add dev lo parent 1: classid 1:1 htb rate 1gbit quantum 2000 && "
@@ -46,11 +48,17 @@ class DeviceError(Exception):
 
 def _ethtool(device: str, command: int, value: int = 0) -> int:
     """One legacy ethtool ioctl. Raises OSError."""
-    data = ctypes.create_string_buffer(struct.pack("II", command, value))
+    return _ethtool_words(device, [command, value])[1]
+
+
+def _ethtool_words(device: str, words: Sequence[int]) -> list[int]:
+    """An ethtool ioctl on 32-bit words; what they are after it. Raises OSError."""
+    form = f"{len(words)}I"
+    data = ctypes.create_string_buffer(struct.pack(form, *words), 4 * len(words))
     request = struct.pack("16sP", device.encode(), ctypes.addressof(data))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as control:
         fcntl.ioctl(control, SIOCETHTOOL, request)
-    return int(struct.unpack_from("I", data, 4)[0])
+    return list(struct.unpack(form, data))
 
 
 def segmentation(device: str) -> dict[str, bool]:
@@ -64,6 +72,22 @@ def set_segmentation(device: str, wanted: Mapping[str, bool]) -> None:
     for kind, on in wanted.items():
         if known[kind] != on:
             _ethtool(device, SEGMENTATION_COMMANDS[kind][1], int(on))
+
+
+def features(device: str) -> list[int]:
+    """What the device was told to do for the stack, as words of bits, to be given to `set_features`. Raises OSError.
+
+    Switching TSO off and on again would also switch on parts of it that were off.
+    """
+    found = _ethtool_words(device, [GET_FEATURES, MOST_FEATURE_WORDS, *[0] * 4 * MOST_FEATURE_WORDS])
+    return found[3 : 2 + 4 * found[1] : 4]  # of each block (available, requested, active, never changed)
+
+
+def set_features(device: str, wanted: Sequence[int]) -> None:
+    """Tell the device the same as when `features` was asked. Raises OSError."""
+    changed = [now ^ then for now, then in zip(features(device), wanted, strict=True)]
+    pairs = [word for valid, then in zip(changed, wanted, strict=True) for word in (valid, then)]
+    _ethtool_words(device, [SET_FEATURES, len(wanted), *pairs])
 
 
 def shown(devices: Sequence[str], tc: Callable[[Sequence[str], str], str]) -> dict[str, Any]:
@@ -188,26 +212,25 @@ class HostDevice:
                 return  # nothing is to be shaped, and nothing was
             self.record.parent.mkdir(parents=True, exist_ok=True)
             partial = self.record.with_suffix(".new")
-            partial.write_text(json.dumps({"segmentation": segmentation(self.name)}))
+            partial.write_text(json.dumps({"features": features(self.name)}))
             partial.replace(self.record)
-        off = dict.fromkeys(SEGMENTATION_COMMANDS, False)
         for state in re.findall(r"^# segmentation: (on|off)$", program, re.MULTILINE):
-            self._set_segmentation(self._before() if state == "on" else off)
+            self._let_super_packets(state == "on")
         try:
             _tc([], program)
         except DeviceError as error:
             line = refused_line(program, error.what)
             raise DeviceError(f"{self.name}: tc refused the program: {error.what}{line}") from error
 
-    def _before(self) -> dict[str, bool]:
-        before: dict[str, bool] = json.loads(self.record.read_text())["segmentation"]
-        return before
-
-    def _set_segmentation(self, wanted: Mapping[str, bool]) -> None:
+    def _let_super_packets(self, in_as_before: bool) -> None:
         try:
-            set_segmentation(self.name, wanted)
+            if in_as_before:
+                set_features(self.name, json.loads(self.record.read_text())["features"])
+            else:
+                set_segmentation(self.name, dict.fromkeys(SEGMENTATION_COMMANDS, False))
         except OSError as error:
-            raise DeviceError(f"{self.name}: TSO and GSO cannot be set to {dict(wanted)}: {error.strerror}") from error
+            what = "restored" if in_as_before else "switched off"
+            raise DeviceError(f"{self.name}: TSO and GSO cannot be {what}: {error.strerror}") from error
 
     def read(self) -> dict[str, Any]:
         """What tc shows, as `shown`, and "segmentation": {device: whether it takes super-packets}."""
@@ -221,7 +244,7 @@ class HostDevice:
         if self._exists():
             # pfifo first: with the default discipline there, there would be nothing to delete.
             _tc([], f"qdisc replace dev {self.name} root pfifo\nqdisc del dev {self.name} root\n")
-            self._set_segmentation(self._before())
+            self._let_super_packets(in_as_before=True)
         self.record.unlink()
         with suppress(OSError):  # another device's is there
             self.record.parent.rmdir()

@@ -70,6 +70,66 @@ def parse_ratio(value: object) -> float:
     return ratio
 
 
+_TC_DELAY_S = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9}
+_TC_DELAY_S |= {f"{unit[:-1]}{word}": value for unit, value in _TC_DELAY_S.items() for word in ("sec", "secs")}
+_TC_PREFIXES = {
+    "": 1.0,
+    "k": 1e3,
+    "m": 1e6,
+    "g": 1e9,
+    "t": 1e12,
+    "ki": 2.0**10,
+    "mi": 2.0**20,
+    "gi": 2.0**30,
+    "ti": 2.0**40,
+}
+_TC_RATE_BPS = {
+    prefix + unit: value * bits for prefix, value in _TC_PREFIXES.items() for unit, bits in (("bit", 1.0), ("bps", 8.0))
+}
+_TC_RATIO = {"%": 0.01, "": 0.01}
+
+
+def parse_tc_delay(value: object) -> float:
+    """Seconds of a delay as tc reads it ("25ms"). Raises ValueError.
+
+    Also for a number without a unit, which tc takes for microseconds and a person for milliseconds; 0 needs none.
+    """
+    if str(value).strip() == "0":
+        return 0.0
+    return round(_parse_tc(value, _TC_DELAY_S, "25ms", "tc would take it for microseconds"), 9)
+
+
+def parse_tc_rate(value: object) -> float:
+    """Bits per second of a rate as tc reads it: "10gbit"; in "bps" tc counts bytes. Raises ValueError."""
+    rate = float(round(_parse_tc(value, _TC_RATE_BPS, "10gbit", "tc would take it for bits per second")))
+    if rate < 1000:
+        raise ValueError(f'"{value}": a rate must be at least 1kbit')
+    return rate
+
+
+def parse_tc_loss(value: object) -> float:
+    """Ratio in [0, 1] of a loss as tc reads it: percent, with the sign or without ("0.1%", 0.1). Raises ValueError."""
+    ratio = round(_parse_tc(value, _TC_RATIO, "0.1%", ""), 9)
+    if ratio > 1:
+        raise ValueError(f'"{value}" is more than 100%')
+    return ratio
+
+
+def _parse_tc(value: object, units: dict[str, float], example: str, bare: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ValueError(f'expected a quantity, for example "{example}"')
+    match = _QUANTITY.match(str(value))
+    if match is None:
+        what = "is negative" if str(value).strip().startswith("-") else "is not a quantity"
+        raise ValueError(f'"{value}" {what}; write for example "{example}"')
+    number, unit = match.groups()
+    if not unit and "" not in units:
+        raise ValueError(f'"{value}" has no unit ({bare}); write for example "{example}"')
+    if unit.lower() not in units:
+        raise ValueError(f'"{value}": tc knows no unit "{unit}" here; write for example "{example}"')
+    return float(number) * units[unit.lower()]
+
+
 def _number(value: float) -> str:
     return f"{value:.9f}".rstrip("0").rstrip(".")
 

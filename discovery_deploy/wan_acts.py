@@ -58,13 +58,14 @@ class Wan:
     def to_apply(self, experiment: Experiment) -> Shapes:
         """The shapes to put, so that what is asked is what there is: less by the testbed's own RTT, where asked for.
 
-        That RTT is measured when it is not known of these hosts; nothing is shaped meanwhile.
+        That RTT is measured when it is not known of these hosts; nothing is shaped meanwhile. Behind a router of ours
+        nothing is taken off: there it is measured beside every path, and subtracted before judging.
 
         Raises:
             MeasurementError: it exceeds the asked one, naming every such pair; or a probe did not answer.
         """
         shapes = asked(experiment)
-        if not experiment.network.compensate or len(experiment.sites) == 1:
+        if not self._compensates(experiment):
             return shapes
         verify = experiment.network.verify
         base = self.workspace.load(BASE, BaseRtts)
@@ -73,6 +74,9 @@ class Wan:
             base = egress_hosts.base_rtts(self.remote, self.points(experiment), verify, self.lease.identities)
             self.workspace.save(BASE, base)
         return egress.compensate(shapes, base.by_pair(), verify)
+
+    def _compensates(self, experiment: Experiment) -> bool:
+        return experiment.network.compensate and self.lease.shaped == "hosts" and len(experiment.sites) > 1
 
     def points(self, experiment: Experiment) -> list[measure.Point]:
         """From where each site is measured: its first host."""
@@ -97,7 +101,7 @@ class Wan:
     def facts(self, experiment: Experiment) -> str:
         """What shapes the WAN, in words, for provenance."""
         base = self.workspace.load(BASE, BaseRtts)
-        if not experiment.network.compensate or base is None:
+        if base is None or not self._compensates(experiment):
             return self.shaper.facts()
         longest = max((pair.rtt_s for pair in base.pairs), default=0.0)
         return (

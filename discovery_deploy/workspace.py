@@ -56,6 +56,35 @@ def write_file(path: Path, text: str, mode: int = 0o644) -> None:
         ) from error
 
 
+def results_directory() -> Path:
+    """Where workspaces are, unless `--workspace` says otherwise: $DISCOVERY_DEPLOY_RESULTS, or ./results."""
+    return Path(os.environ.get("DISCOVERY_DEPLOY_RESULTS", "results"))
+
+
+def find_workspace(named: str | None) -> Workspace:
+    """The workspace of a folder, or of an experiment's name in the results directory, or the only one there.
+
+    Raises:
+        StateError: there is none, or more than one.
+    """
+    if named is None:
+        present = sorted(path.parent for path in results_directory().glob("*/name"))
+        if len(present) == 1:
+            return Workspace(present[0])
+        which = ", ".join(path.name for path in present) or "none"
+        raise StateError(
+            f"{results_directory()}: which experiment? there are: {which}",
+            "Name it with --experiment NAME, or give its workspace folder or file.",
+        )
+    for path in (Path(named), results_directory() / named):
+        if (path / "name").exists():
+            return Workspace(path)
+    raise StateError(
+        f"{named}: neither an experiment file, nor a workspace, nor an experiment in {results_directory()}",
+        "Look with `discovery-deploy status`, or give the workspace folder.",
+    )
+
+
 def _holder(lock: Path) -> str:
     try:
         return (lock.parent / "holder").read_text(encoding="utf-8").strip()

@@ -1,7 +1,8 @@
-"""First process of the fake Grid'5000: python -m tests.fake_g5k.world FOLDER BASE [PORT]
+"""First process of the fake Grid'5000: python -m tests.fake_g5k.world FOLDER BASE [BOX ACCELERATION]
 
 Must be started in network, mount and process namespaces of its own (`g5k_bed.py` does). FOLDER holds all its files;
-BASE is an unpacked Debian with sshd and Python. Says "ready" on standard output when all is there.
+BASE is an unpacked Debian with sshd and Python. With BOX, the directory of Vagrant's box, what is deployed is a virtual
+machine, and QEMU gets ACCELERATION. Says "ready" on standard output when all is there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from tests.fake_g5k import views
 from tests.fake_g5k.api import ACCOUNTS, Api, Faults
 from tests.fake_g5k.grid import Grid
 from tests.fake_g5k.machines import NamespaceMachines, run
+from tests.fake_g5k.virtual_machines import VirtualMachines
 
+PORT = 5050
 USER, PASSWORD = next(iter(ACCOUNTS.items()))
 
 
@@ -54,14 +57,16 @@ def network(work: Path) -> None:
 
 def main() -> None:
     work, base = Path(sys.argv[1]), Path(sys.argv[2])
-    port = int(sys.argv[3]) if len(sys.argv) > 3 else 5050
-    home(work, port)
+    box = (Path(sys.argv[3]), sys.argv[4]) if len(sys.argv) > 3 else None
+    home(work, PORT)
     network(work)
     machines = NamespaceMachines(work, base)
+    if box is not None:
+        machines = VirtualMachines(work, base, *box)
     if not machines.reserve(views.GATEWAY, USER):
         raise SystemExit("the gateway does not come up")
     faults = Faults(work / "faults.json")
-    server = Api(port, Grid(machines, faults), faults, work / "calls.jsonl")
+    server = Api(PORT, Grid(machines, faults), faults, work / "calls.jsonl")
     print("ready", flush=True)
     server.serve_forever()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -17,8 +18,17 @@ from discovery_deploy.model import Experiment
 from discovery_deploy.providers.base import Lease
 from discovery_deploy.providers.g5k import G5kProvider
 from discovery_deploy.remote import Remote, ssh_config_text
+from tests.fake_g5k.api import ACCOUNTS
 
 ROOT = Path(__file__).resolve().parents[2]
+USER, PASSWORD = next(iter(ACCOUNTS.items()))
+CALL = """
+import base64, sys, urllib.request
+method, url, user, password = sys.argv[1:]
+words = base64.b64encode(f"{user}:{password}".encode()).decode()
+asked = urllib.request.Request(url, method=method, headers={"Authorization": f"Basic {words}"})
+sys.stdout.write(urllib.request.urlopen(asked).read().decode())
+"""
 NANTES = {"g5k_site": "nancy", "cluster": "grisou"}
 
 
@@ -78,12 +88,24 @@ class G5kBed:
 
     def jobs(self) -> list[dict[str, Any]]:
         """Jobs that hold machines, or will, as the API tells them."""
-        found = []
-        for site in ("rennes", "nancy"):
-            url = f"http://127.0.0.1:5050/stable/sites/{site}/jobs?state=waiting,launching,running"
-            listed = self.run("curl", "-sf", "-u", "g5kuser:a password of the fake", url)
-            found += json.loads(listed)["items"]
-        return found
+        states = "state=waiting,launching,running"
+        return [
+            job for site in ("rennes", "nancy") for job in self.call("GET", f"/sites/{site}/jobs?{states}")["items"]
+        ]
+
+    def end_job(self, site: str, uid: int) -> None:
+        """A job ends, as when its walltime is over."""
+        self.call("DELETE", f"/sites/{site}/jobs/{uid}")
+
+    def call(self, method: str, path: str) -> Any:
+        """Call the API, which listens in the fake's network alone."""
+        said = self.run(sys.executable, "-c", CALL, method, f"http://127.0.0.1:5050/stable{path}", USER, PASSWORD)
+        return json.loads(said or "null")
+
+    def write_account(self, password: str = PASSWORD) -> None:
+        """The account that the provider uses, with a password."""
+        file = self.work / "home" / ".python-grid5000.yaml"
+        file.write_text(re.sub(r"^password:.*$", f"password: {password}", file.read_text(), flags=re.MULTILINE))
 
     def run(self, *command: str) -> str:
         """A command in the fake's network."""
@@ -109,11 +131,18 @@ class G5kBed:
 
 
 @contextmanager
-def fake_grid5000(work: Path, base: Path, monkeypatch: Any) -> Iterator[G5kBed]:
-    """The fake, running; everything of it is gone at the end, whatever happens."""
+def fake_grid5000(work: Path, base: Path, monkeypatch: Any, *box: str) -> Iterator[G5kBed]:
+    """The fake, running; everything of it is gone at the end, whatever happens.
+
+    Args:
+        work: folder for its files.
+        base: unpacked Debian of its machines.
+        monkeypatch: pytest's; EnOSlib's environment is entered in the fake's network.
+        box: directory of Vagrant's box and QEMU's acceleration, where what is deployed is a virtual machine.
+    """
     cache = stack.cache_directory()
     real = enoslib_environment.enoslib_python(cache, print)
-    command = ["unshare", "--net", sys.executable, "-m", "tests.fake_g5k.world", str(work), str(base)]
+    command = ["unshare", "--net", sys.executable, "-m", "tests.fake_g5k.world", str(work), str(base), *box]
     with (work / "world.log").open("w") as log:
         process = subprocess.Popen(
             contained(command), stdout=subprocess.PIPE, stderr=log, cwd=ROOT, stdin=subprocess.DEVNULL, text=True

@@ -84,6 +84,14 @@ def test_machines_that_do_not_answer_are_given_back(bed: ApiBed) -> None:
     assert_nothing_is_left(bed)
 
 
+def test_a_walltime_of_days_is_asked_for_at_several_sites(bed: ApiBed) -> None:
+    with pytest.raises(TestbedError, match="ssh does not get in"):
+        reserve(bed, walltime="30:00:00")
+    sent = [call["body"]["resources"].partition(",walltime=")[2] for call in bed.calls() if call["method"] == "POST"]
+    assert sent == ["30:00:00"] * 2
+    assert_nothing_is_left(bed)
+
+
 def test_an_api_that_is_busy_three_times_is_asked_again(bed: ApiBed) -> None:
     bed.faults(
         errors=[{**POST_JOBS, "status": 500, "times": 3}, {"method": "GET", "path": ".", "status": 502, "times": 3}]

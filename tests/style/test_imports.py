@@ -17,16 +17,16 @@ PACKAGE = ROOT / "discovery_deploy"
 LAYERS = (
     "__init__ data deployment_mistakes errors provider_mistakes references services units",
     "deployment model provider_models source_model strict",
-    "campaign campaign_mistakes config crossings documents egress fields g5k_request inventory mistakes patch_series"
-    " rally records report rtts schema seed service_variables smoke software stats topology unified_diff vagrant_plan"
-    " variables wan wan_readback wording",
+    "campaign campaign_mistakes config crossings documents egress enos_import enos_network enos_provider enos_reading"
+    " enos_sites fields g5k_request inventory mistakes patch_series rally records report rtts schema seed"
+    " service_variables smoke software stats topology unified_diff vagrant_plan variables wan wan_readback wording",
     "acceleration ansible apt_archive bench box cgroups clients cloud_probe code_proof code_recorder containers"
-    " contents derived egress_hosts enoslib_calls enoslib_environment enoslib_g5k enoslib_vagrant enoslib_worker"
-    " first_login git_trees guest host_environments host_packages hypervisor image installed_code machine measure"
-    " nspawn packages probe proof provenance providers remote shaping shipping site_networks sources stack tc_device"
-    " wan_router wan_uml working_copy workspace",
-    "box_commands builds cache commands doctor driver opening patch_commands phases progress smoke_acts testbed"
-    " wan_acts",
+    " contents derived egress_hosts enoslib_calls enoslib_environment enoslib_g5k enoslib_roles enoslib_vagrant"
+    " enoslib_worker first_login git_trees guest host_environments host_packages hypervisor image installed_code"
+    " machine measure nspawn packages probe proof provenance providers remote shaping shipping site_networks sources"
+    " stack tc_device wan_router wan_uml working_copy workspace",
+    "bookings box_commands builds cache commands doctor driver opening patch_commands phases progress smoke_acts"
+    " testbed wan_acts",
     "__main__ cli",
 )
 """Modules and subpackages from the bottom up. A module may import its own layer and those below."""
@@ -50,7 +50,7 @@ SHIPPED = frozenset(
     }
 )
 """Modules that are sent to other machines: they import nothing but the standard library and each other."""
-OUTSIDE_ENOSLIB = frozenset({"enoslib_calls", "enoslib_environment"})
+OUTSIDE_ENOSLIB = frozenset({"enoslib_calls", "enoslib_environment", "enoslib_roles"})
 """Modules about EnOSlib that run in this tool's own environment; all other `enoslib_*` run in EnOSlib's."""
 FORBIDDEN = frozenset({"env", "conf", "lab", "node", "nodes", "sweep", "trial", "manager"})
 """Words for which we have another one (host, setting, run...), or which say nothing."""

@@ -108,7 +108,9 @@ def declared(section: str) -> set[str]:
     return {re.split(r"[^A-Za-z0-9._-]", line.strip(' ",'))[0] for line in match[1].splitlines()}
 
 
-@pytest.mark.parametrize(("section", "heading"), [("dependencies", "To run"), ("dev", "To develop")])
+@pytest.mark.parametrize(
+    ("section", "heading"), [("dependencies", "To run"), ("enoslib", "With EnOSlib"), ("dev", "To develop")]
+)
 def test_every_dependency_has_its_reason_and_no_reason_is_left_over(section: str, heading: str) -> None:
     text = (DOCS / "decisions" / "0001-dependencies.md").read_text(encoding="utf-8")
     table = text.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]

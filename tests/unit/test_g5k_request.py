@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from discovery_deploy import g5k_request
-from discovery_deploy.errors import ExperimentError, TestbedError
+from discovery_deploy.errors import TestbedError
 from discovery_deploy.g5k_request import Job
 from discovery_deploy.model import Experiment
 
@@ -48,18 +48,6 @@ def test_of_the_servers_that_are_named_no_more_are_asked_for_than_there_are_host
         ("paravance", ("paravance-7.rennes.grid5000.fr",), ("a-1",)),
         ("parasilo", ("parasilo-2.rennes.grid5000.fr",), ("a-2",)),
     ]
-
-
-def test_too_few_servers_are_refused_before_anything_is_asked() -> None:
-    asked = experiment({"a": 2}, default={"g5k_site": "rennes", "servers": ["paravance-7"]})
-    with pytest.raises(ExperimentError, match=r"2 hosts \(a-1, a-2\) share 1 servers"):
-        g5k_request.pools(asked)
-
-
-def test_a_server_that_two_lists_name_is_refused() -> None:
-    one, two = ({"g5k_site": "rennes", "servers": ["paravance-7", name]} for name in ("paravance-8", "paravance-9"))
-    with pytest.raises(ExperimentError, match=r"paravance-7\.rennes\.grid5000\.fr is asked for twice"):
-        g5k_request.pools(experiment({"a": 1, "b": 1}, default=one, sites={"b": two}))
 
 
 def test_the_plain_configuration() -> None:

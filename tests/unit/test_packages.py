@@ -42,7 +42,7 @@ class Host:
         (root / "etc").mkdir()
         (root / "units").mkdir()
         (root / "policy").write_text("#!/bin/sh\nexit 0\n")
-        self.accounts = ["root"]
+        self.accounts = ["root", "nova"]
         names = {"STATE": "state", "ARCHIVE": "state/apt", "RECORD": "state/packages.json", "UNITS": "units"}
         names |= {"POLICY": "policy", "ASIDE": "policy.aside", "DATABASES": "mysql/mysql", "OURS": "mysql/ours"}
         for name, path in names.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -135,6 +136,21 @@ def test_of_another_environment_only_the_files_that_differ_are_sent(hosts: Folde
     there = hosts.place("paris", SECOND)
     assert ((there / "lib" / "b").read_text(), (there / "lib" / "a").stat().st_ino) == ("another", inode)
     assert [path.name for path in hosts.place("paris").iterdir()] == [SECOND]
+
+
+def test_an_environment_that_runs_stays_until_it_does_not(hosts: Folders, cache: Path) -> None:
+    ship(hosts, cache, {"paris": [FIRST]})
+    program = hosts.place("paris", FIRST) / "sleep"
+    shutil.copy("/bin/sleep", program)
+    with subprocess.Popen([program, "60"]) as process:
+        try:
+            ship(hosts, cache, {"paris": [SECOND]})
+            assert program.exists()
+        finally:
+            process.kill()
+    ship(hosts, cache, {"paris": [SECOND]})
+    assert [path.name for path in hosts.place("paris").iterdir()] == [SECOND]
+    assert [path.name for path in (hosts.root / "paris" / "lists").iterdir()] == [f"{SECOND}.json"]
 
 
 @pytest.mark.parametrize("damage", ["changed", "mode", "missing", "added", "link", "cut off", "list lost"])

@@ -14,6 +14,9 @@ from discovery_deploy.units import (
     parse_duration,
     parse_rate,
     parse_ratio,
+    parse_tc_delay,
+    parse_tc_loss,
+    parse_tc_rate,
 )
 
 
@@ -103,3 +106,46 @@ def test_printing_and_reading_back_loses_nothing() -> None:
         assert parse_rate(format_rate(bps)) == bps
         ratio = parse_ratio(f"{chance.uniform(0, 100):.7f} %")
         assert parse_ratio(format_ratio(ratio)) == ratio
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("25ms", 0.025), ("1s", 1.0), ("1.5sec", 1.5), ("300us", 0.0003), ("5msecs", 0.005), ("10 MS", 0.01), (0, 0.0)],
+)
+def test_a_delay_is_read_as_tc_reads_it(text: str, seconds: float) -> None:
+    assert parse_tc_delay(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "bps"),
+    [("10gbit", 1e10), ("100mbit", 1e8), ("8kbit", 8e3), ("2kbps", 16e3), ("1mibit", 1048576.0), ("1.5Gbit", 1.5e9)],
+)
+def test_a_rate_is_read_as_tc_reads_it_where_bps_are_bytes(text: str, bps: float) -> None:
+    assert parse_tc_rate(text) == bps
+
+
+@pytest.mark.parametrize(("text", "ratio"), [("0.1%", 0.001), (0.1, 0.001), ("5", 0.05), (0, 0.0), ("100%", 1.0)])
+def test_a_loss_is_in_percent_also_without_the_sign_as_for_tc(text: object, ratio: float) -> None:
+    assert parse_tc_loss(text) == ratio
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "message"),
+    [
+        (parse_tc_delay, "25", "has no unit"),
+        (parse_tc_delay, 25, "microseconds"),
+        (parse_tc_delay, "-1ms", "is negative"),
+        (parse_tc_delay, "25 min", 'knows no unit "min"'),
+        (parse_tc_delay, True, "expected a quantity"),
+        (parse_tc_rate, "10", "bits per second"),
+        (parse_tc_rate, "10bit", "at least 1kbit"),
+        (parse_tc_rate, "10 Mbit/s", "knows no unit"),
+        (parse_tc_loss, "101%", "more than 100%"),
+        (parse_tc_loss, [1], "expected a quantity"),
+    ],
+)
+def test_what_tc_would_read_otherwise_than_a_person_is_refused(
+    read: Callable[[object], float], text: object, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(text)

@@ -1,0 +1,103 @@
+"""The WAN of a testbed, on hosts that shape and answer as they are told."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from discovery_deploy import wan_acts
+from discovery_deploy.errors import MeasurementError
+from discovery_deploy.model import Experiment
+from discovery_deploy.providers.base import ProviderInterface
+from discovery_deploy.remote import Remote
+from discovery_deploy.wan_acts import Wan
+from discovery_deploy.workspace import Workspace
+from tests import leased
+
+
+def experiment(**network: Any) -> Experiment:
+    asked = leased.experiment(leased.GALERA).model_dump(mode="json", by_alias=True, exclude_none=True)
+    return Experiment.model_validate({**asked, "network": {"default": {"delay": "5 ms"}, **network}})
+
+
+class Answering(Remote):
+    """All hosts are as far from each other as it is said, and know whether they shape; what is asked is remembered."""
+
+    def __init__(self, rtt_s: float) -> None:
+        super().__init__(Path("none"))
+        self.rtt_s = rtt_s
+        self.asked: list[str] = []
+        self.shaping: set[str] = set()
+
+    def __call__(self, host: str, command: Sequence[str], stdin: str = "", timeout_s: float = 60.0) -> str:
+        if command[3] == "-":
+            self.asked.append("probe")
+            assert self.shaping == set()
+            probe = json.loads(command[-1])
+            result = {"sent": 9, "received": 9, "median_s": self.rtt_s, "p99_s": self.rtt_s, "max_s": self.rtt_s}
+            return json.dumps({"results": dict.fromkeys(probe["destinations"], result), "scheduling": "fifo"})
+        request = json.loads(stdin)
+        self.asked.append(request["act"])
+        if request["act"] == "apply":
+            act = self.shaping.add if "netem" in request["program"] else self.shaping.discard
+            act(host)
+        answers = {
+            "read": {"qdisc": {}, "class": {}, "filter": {}, "segmentation": {}},
+            "facts": {"kernel": "6.1", "congestion_control": "cubic"},
+        }
+        return json.dumps({"result": answers.get(request["act"])})
+
+
+def wan_of(tmp_path: Path, asked: Experiment, rtt_s: float, **fields: Any) -> tuple[Wan, Answering]:
+    """Of hosts that shape; no provider is asked for anything."""
+    lease = leased.lease(asked).model_copy(update={"shaped": "hosts", "site_gateways": {}, **fields})
+    hosts = tuple(host.model_copy(update={"site_device": "eth1"}) for host in lease.hosts)
+    remote = Answering(rtt_s)
+    provider = cast(ProviderInterface, None)
+    return Wan(lease.model_copy(update={"hosts": hosts}), provider, remote, Workspace(tmp_path)), remote
+
+
+def delays_ms(wan: Wan, asked: Experiment) -> set[float]:
+    return {round(1e3 * shape.delay_s, 6) for shape in wan.to_apply(asked).values()}
+
+
+def test_the_testbeds_own_rtt_is_measured_once_while_nothing_is_shaped(tmp_path: Path) -> None:
+    asked = experiment(compensate=True)
+    wan, remote = wan_of(tmp_path, asked, 0.004)
+    wan.bring(wan_acts.asked(asked))
+    assert len(remote.shaping) == 6
+    assert delays_ms(wan, asked) == {3.0}
+    assert "probe" in remote.asked
+    remote.asked.clear()
+    assert delays_ms(wan, asked) == {3.0}
+    assert remote.asked == []
+    assert wan.facts(asked).endswith("; the testbed's own RTT, at most 4.00 ms, is part of the asked ones")
+
+
+def test_of_other_machines_it_is_measured_again(tmp_path: Path) -> None:
+    asked = experiment(compensate=True)
+    wan, _ = wan_of(tmp_path, asked, 0.004)
+    assert delays_ms(wan, asked) == {3.0}
+    wan, _ = wan_of(tmp_path, asked, 0.002, identities={"rennes-1": "another"})
+    assert delays_ms(wan, asked) == {4.0}
+
+
+def test_a_testbed_that_is_too_slow_is_refused(tmp_path: Path) -> None:
+    asked = experiment(compensate=True)
+    wan, _ = wan_of(tmp_path, asked, 0.012)
+    with pytest.raises(MeasurementError, match=r"RTT asked 10\.00 ms, the testbed alone takes 12\.00 ms"):
+        wan.to_apply(asked)
+
+
+@pytest.mark.parametrize(("compensate", "shaped"), [(False, "hosts"), (True, "router")])
+def test_nothing_is_taken_off_unasked_or_where_a_router_answers_for_it(
+    tmp_path: Path, compensate: bool, shaped: str
+) -> None:
+    asked = experiment(compensate=compensate)
+    wan, remote = wan_of(tmp_path, asked, 0.004, shaped=shaped)
+    assert delays_ms(wan, asked) == {5.0}
+    assert remote.asked == []
