@@ -8,13 +8,14 @@ from discovery_deploy import stack
 from discovery_deploy.errors import ExperimentError
 from discovery_deploy.providers.base import ProviderInterface
 from discovery_deploy.providers.local import LocalProvider
+from discovery_deploy.providers.static import StaticProvider
 
 
 def _local() -> ProviderInterface:
     return LocalProvider(environments=stack.cache_directory() / "environments")
 
 
-PROVIDERS: dict[str, Callable[[], ProviderInterface]] = {"local": _local}
+PROVIDERS: dict[str, Callable[[], ProviderInterface]] = {"local": _local, "static": StaticProvider}
 """Type of a provider, as in experiment files -> what makes it."""
 
 
