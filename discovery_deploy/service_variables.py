@@ -129,6 +129,7 @@ class ServiceVariables:
         for server in self.found.servers:
             if server.kind == "site":
                 told.setdefault(server.at.host, {}).update(
+                    site_mariadb_site=server.at.site,
                     site_mariadb_address=self.address(server.at),
                     site_mariadb_port=SITE_DATABASE_PORT,
                     site_mariadb_databases=self.accounts(server.databases),
