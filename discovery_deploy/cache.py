@@ -158,7 +158,7 @@ class _Users:
             with _nobody_makes(path) as free:
                 return () if free else ("its build",)
         if path.parent.name in ("wheels", "sources"):
-            return tuple(self._built_from.get(name, ())) or self._of_repository(path)
+            return tuple(self._built_from.get(name, ())) or self._of_source(path)
         image = path if name.startswith("images/") else self.cache / "images" / str(_built_in(path))
         users = ["this version"] if name in self.current else []
         users += [f"hosts of {title}" for title, base, noted in self.hosts if base == image or path.name in noted]
@@ -189,18 +189,20 @@ class _Users:
                 found.setdefault(f"sources/{derived.hashes_name(path)}", {}).update(dict.fromkeys(users))
         for users, base, project in self._used_projects:
             wheel = f"wheels/{derived.wheel_name(base.removeprefix('openstack-'), project)}"
-            for name in (wheel, f"sources/{project.project}-{project.version}"):
-                found.setdefault(name, {}).update(dict.fromkeys(users))
+            found.setdefault(wheel, {}).update(dict.fromkeys(users))
         return found
 
-    def _of_repository(self, path: Path) -> tuple[str, ...]:
-        """Users of the copy of a repository: it holds the commit that one of their projects was made from."""
-        if not (path / "HEAD").exists():
-            return ()
+    def _of_source(self, path: Path) -> tuple[str, ...]:
+        """Users of an archive, or of the copy of a repository: one of their projects was made from it."""
+        try:
+            sha256 = (path / "sha256").read_text(encoding="utf-8").strip()
+        except (FileNotFoundError, NotADirectoryError):
+            sha256 = ""
         used: dict[str, None] = {}
         for users, _, project in self._used_projects:
             commit = re.search(r"^git .*, commit ([0-9a-f]{40,64})$", project.source)
-            if commit and not set(users) <= set(used) and commit_of(path, commit[1]):
+            of_git = commit and (path / "HEAD").exists() and commit_of(path, commit[1])
+            if of_git or (sha256 and sha256 in project.source):
                 used.update(dict.fromkeys(users))
         return tuple(used)
 

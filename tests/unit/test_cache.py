@@ -58,16 +58,18 @@ def sources(place: Path, tmp_path: Path) -> dict[str, set[str]]:
         git_trees.mirror(str(repository), place / "sources" / f"git-{name}")  # that of "gone" has only its own commit
         source = f"git {repository} main, commit {commit}"
         record = ProjectRecord(project="keystone", version=f"27.{name}", source=source, tree=name)
+        other = ProjectRecord(project="nova", version="31", source=f"version, sdist sha256 {commit}", tree=name)
         environment = place / "environments" / f"openstack-{name}"
         environment.mkdir()
         (environment / "built.json").write_text(json.dumps({"image": image_hash}))
-        manifest = {"base": "openstack-new", "projects": [record.model_dump()]}
+        manifest = {"base": "openstack-new", "projects": [record.model_dump(), other.model_dump()]}
         (environment / derived.MANIFEST).write_text(json.dumps(manifest))
-        wheel, sdist = f"wheels/{derived.wheel_name('new', record)}", f"sources/keystone-27.{name}"
+        wheel, sdist = f"wheels/{derived.wheel_name('new', record)}", f"sources/nova-31.{name}"
         hashes = f"sources/{derived.hashes_name(environment)}"
         for made in (wheel, sdist):
             (place / made).mkdir(parents=True)
         (place / hashes).write_text("{}")
+        (place / sdist / "sha256").write_text(f"{commit}\n")
         found[name] = {f"environments/openstack-{name}", wheel, sdist, hashes, f"sources/git-{name}"}
     (place / "sources" / "openstack-live-0-0.json").write_text("{}")  # of one that was made anew since
     for made in ("pymysql-0.1", "pymysql-1.1.1"):
