@@ -46,7 +46,7 @@ def main() -> None:
     until = time.monotonic() + limit_s
     try:
         while problem := lacking(mariadb.galera_status(), members):
-            stopped = mariadb.has_stopped()
+            stopped = mariadb.condition() == "stopped"
             if stopped or time.monotonic() > until:
                 reason = (
                     "has stopped" if stopped else f"is no member of the whole cluster after {limit_s} s ({problem})"

@@ -47,13 +47,19 @@ def statements(databases: list[dict[str, str]]) -> str:
 
 
 def wait(server: mariadb.Server, site: str, host: str, limit_s: int) -> None:
-    """Until the server answers. Raises ServerError, with its last words, when it has stopped or the time is over."""
+    """Until the server answers. Raises ServerError, with its last words, when it has stopped or the time is over.
+
+    One that is to be restarted may still answer: it is not asked before that is done.
+    """
     until = time.monotonic() + limit_s
     while True:
+        condition = mariadb.condition(server)
         try:
+            if condition == "ordered":
+                raise mariadb.ServerError("it is still starting")
             mariadb.sql("DO 0", server)
         except mariadb.ServerError as error:
-            stopped = mariadb.has_stopped(server)
+            stopped = condition == "stopped"
             if stopped or time.monotonic() > until:
                 reason = "has stopped" if stopped else f"does not answer after {limit_s} s ({error})"
                 said = mariadb.never_up(server, site, host, reason)

@@ -64,11 +64,13 @@ def is_active(server: Server = SHARED) -> bool:
     return state in ("active", "activating", "reloading")
 
 
-def has_stopped(server: Server = SHARED) -> bool:
-    """Whether the unit is at rest and will stay so: nothing has been ordered that is not done yet."""
+def condition(server: Server = SHARED) -> str:
+    """The unit's: `ordered` (a start, restart or stop is not done yet), `stopped` (and will stay so) or `running`."""
     shown = run("systemctl", "show", "--property=ActiveState,Job", server.unit)
     seen = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
-    return seen.get("ActiveState") in ("inactive", "failed") and not seen.get("Job")
+    if seen.get("Job"):
+        return "ordered"
+    return "stopped" if seen.get("ActiveState") in ("inactive", "failed") else "running"
 
 
 def never_up(server: Server, site: str, host: str, reason: str) -> str:

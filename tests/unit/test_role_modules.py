@@ -198,20 +198,31 @@ def test_a_program_that_does_not_end_is_not_waited_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shown", "stopped"),
+    ("shown", "condition"),
     [
-        ("ActiveState=failed\n", True),
-        ("ActiveState=inactive\nJob=\n", True),
-        ("ActiveState=failed\nJob=112\n", False),  # a start was ordered, and systemd has not begun it
-        ("ActiveState=activating\n", False),
-        ("ActiveState=active\n", False),
+        ("ActiveState=failed\n", "stopped"),
+        ("ActiveState=inactive\nJob=\n", "stopped"),
+        ("ActiveState=failed\nJob=112\n", "ordered"),  # systemd has not begun it yet
+        ("ActiveState=activating\nJob=112\n", "ordered"),
+        ("ActiveState=activating\n", "running"),  # until it is started again
+        ("ActiveState=active\n", "running"),
     ],
 )
 def test_a_server_has_stopped_only_when_no_start_is_ordered(
-    shown: str, stopped: bool, monkeypatch: pytest.MonkeyPatch
+    shown: str, condition: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mariadb, "run", lambda *command: shown)
-    assert mariadb.has_stopped() == stopped
+    assert mariadb.condition() == condition
+
+
+def test_a_server_that_is_to_be_restarted_is_not_asked_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    conditions = iter(["ordered", "ordered", "running"])
+    asked: list[str] = []
+    monkeypatch.setattr(mariadb, "condition", lambda server: next(conditions))
+    monkeypatch.setattr(mariadb, "sql", lambda statements, server: asked.append(statements))
+    monkeypatch.setattr(mariadb_databases.time, "sleep", lambda seconds: asked.append("pause"))
+    mariadb_databases.wait(mariadb.SERVERS["mariadb"], "lyon", "lyon-1", 60)
+    assert asked == ["pause", "pause", "DO 0"]
 
 
 @pytest.mark.parametrize(
