@@ -210,7 +210,8 @@ def test_a_host_that_never_comes_up_is_named_in_time_and_nothing_is_left(free: B
 def test_a_missing_tool_is_said_with_the_command_that_installs_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tool, package = BEDS[name].tool
     provider = provider_named(name)
-    assert provider.lacks() == []
+    if BEDS[name].complete:
+        assert provider.lacks() == []
     monkeypatch.setenv("PATH", "/nowhere")
     lacks = {lack.what: lack.command for lack in provider.lacks()}
     assert lacks[f"the command {tool}"] == f"apt-get install -y {package}"
