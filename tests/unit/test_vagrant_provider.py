@@ -209,10 +209,13 @@ def test_what_a_killed_driver_has_left_running_is_ended_before_anything_is_remov
         subprocess.Popen(["sh", "-c", ignores], env={**os.environ, **mark}) as left,
         subprocess.Popen(["sleep", "60"], env={**os.environ, **others}) as other,
     ):
-        bed.release()
-        assert left.wait(5) == -signal.SIGKILL
-        assert other.poll() is None
-        other.kill()
+        try:
+            bed.release()
+            assert left.poll() == -signal.SIGKILL
+            assert other.poll() is None
+        finally:
+            left.kill()
+            other.kill()
 
 
 def test_what_cannot_be_removed_is_named_and_still_known(bed: Bed) -> None:
