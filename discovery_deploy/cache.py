@@ -28,7 +28,7 @@ from discovery_deploy.providers import local
 from discovery_deploy.records import ProjectRecord
 from discovery_deploy.sources import lock_entries
 
-FOLDERS = ("images", "environments", "archives", "wheels", "sources")
+FOLDERS = ("images", "environments", "archives", "tools", "wheels", "sources")
 """Of the cache: what is in them is made once and never changed, but for copies of repositories, which grow."""
 KEPT = {
     "downloads": "the next build",

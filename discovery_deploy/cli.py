@@ -20,7 +20,9 @@ from rich.console import Console
 
 from discovery_deploy import (
     __version__,
+    bookings,
     cache,
+    campaign,
     commands,
     config,
     doctor,
@@ -140,6 +142,7 @@ def check(file: File) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    sys.stdout.write(bookings.request_text(campaign.settings(experiment)))
 
 
 @app.command()
@@ -263,6 +266,16 @@ def release(
 ) -> None:
     """Give back all that an experiment holds, from any state. Results and report stay."""
     commands.release(experiment, _announcer(verbose))
+
+
+@app.command()
+def extend(
+    experiment: Annotated[str, typer.Argument(metavar="NAME", help="Experiment file, workspace folder, or name.")],
+    more: Annotated[str, typer.Argument(metavar="DURATION", help='How much more: "90 min", or "01:30:00".')],
+    verbose: Verbose = False,
+) -> None:
+    """Ask for more time for hosts that are booked for some time (Grid'5000); what was granted, on standard output."""
+    sys.stdout.write(bookings.extend(experiment, more, _announcer(verbose)))
 
 
 @app.command(name="doctor")

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from discovery_deploy import opening, rally, wan
+from discovery_deploy import bookings, opening, rally, wan
 from discovery_deploy.campaign import Setting
 from discovery_deploy.crossings import described
 from discovery_deploy.driver import Driver
@@ -41,6 +41,9 @@ def dry_run(driver: Driver) -> str:
     first = needed[0]
     stale = driver.testbed.stale(first)
     lines.append(f"stale phases for the first setting [{first.record.label}]: {', '.join(stale) or 'none'}")
+    request = bookings.request_text(needed)
+    if request:
+        lines += ["to be booked:", request.rstrip()]
     told: set[str] = set()
     for setting in needed:
         text = described(setting.experiment)

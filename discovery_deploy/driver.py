@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 from execo_engine import ParamSweeper
 
-from discovery_deploy import __version__, bench, campaign, rally, variables, wan
+from discovery_deploy import __version__, bench, bookings, campaign, rally, variables, wan
 from discovery_deploy.campaign import Run, Setting
 from discovery_deploy.errors import MeasurementError
 from discovery_deploy.model import Scenario
@@ -166,8 +166,11 @@ class Driver:
         last: wan.WanReport | None = None
         at: str | None = None
         hosts: str | None = None
+        began, done = time.monotonic(), 0
         while combination := sweeper.get_next(in_order):
             run = by_key[combination]
+            if done:
+                self._tell_time(len(pending) - done, (time.monotonic() - began) / done)
             try:
                 setting = run.setting
                 wanted = self._hosts_hash(setting)
@@ -186,6 +189,14 @@ class Driver:
                 sweeper.cancel(combination)
                 raise
             sweeper.done(combination)
+            done += 1
+
+    def _tell_time(self, left: int, seconds_per_run: float) -> None:
+        """Say it when the hosts will go before all runs are done."""
+        warning = bookings.time_warning(self.testbed.provider, self.testbed.lease, left, seconds_per_run)
+        if warning:
+            self.announce.phase("time", warning)  # (a line may be gone at once)
+            self.workspace.note("time is short", what=warning)
 
     def _hosts_hash(self, setting: Setting) -> str:
         return self.testbed.wanted(setting.experiment)["reserve"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from discovery_deploy.references import Mistake, Place, near, site_names
 
 if TYPE_CHECKING:
     from discovery_deploy.model import Experiment
-    from discovery_deploy.provider_models import Grid5000, Static
+    from discovery_deploy.provider_models import Grid5000, Machines, Static
 
 _PROVIDER: Place = ("provider",)
 
@@ -21,6 +22,7 @@ def provider_mistakes(experiment: Experiment) -> Iterable[Mistake]:
         yield from _machines(experiment, provider)
     elif provider.type == "g5k":
         yield from _sites(experiment, provider)
+        yield from _servers(experiment, provider)
 
 
 def _machines(experiment: Experiment, provider: Static) -> Iterable[Mistake]:
@@ -61,3 +63,37 @@ def _sites(experiment: Experiment, provider: Grid5000) -> Iterable[Mistake]:
         for name in lacking:
             message = f'nothing says where the hosts of site "{name}" are; give `default`, or name it in `sites`'
             yield Mistake(_PROVIDER, message, (*site_names(experiment), ("provider", "sites")))
+
+
+def _servers(experiment: Experiment, provider: Grid5000) -> Iterable[Mistake]:
+    """Servers that are none of their site, are in two lists, or are too few for their hosts."""
+    given = {name: place for name, place in provider.sites.items() if name in experiment.site_names}
+    places: dict[Place, Machines] = {("provider", "sites", name): place for name, place in given.items()}
+    if provider.default is not None:
+        places = {("provider", "default"): provider.default, **places}
+    hosts: dict[Machines, list[str]] = {}
+    for site in experiment.sites:
+        place = given.get(site.name, provider.default)
+        if place is not None:
+            hosts.setdefault(place, []).extend(host.name for host in site.hosts)
+    seen: dict[str, tuple[Machines, Place]] = {}
+    for path, place in places.items():
+        for index, server in enumerate(place.servers):
+            here: Place = (*path, "servers", index)
+            full = full_name(server, place.g5k_site)
+            if not re.fullmatch(rf"[a-z]+[a-z0-9]*-[0-9]+\.{place.g5k_site}\.grid5000\.fr", full):
+                example = f"paravance-1.{place.g5k_site}.grid5000.fr"
+                yield Mistake(here, f'"{server}" is no machine of {place.g5k_site}; write for example "{example}"')
+                continue
+            other, where = seen.setdefault(full, (place, here))
+            if other != place:
+                yield Mistake(here, f'"{server}" is in another list already; name the same list, or others', (where,))
+        asked = hosts.get(place, [])
+        if place.servers and len(place.servers) < len(asked):
+            message = f"{len(place.servers)} servers for {len(asked)} hosts: {', '.join(asked)}"
+            yield Mistake((*path, "servers"), message, (("sites",), *site_names(experiment)))
+
+
+def full_name(server: str, g5k_site: str) -> str:
+    """The full name of a server of Grid'5000 that may be given without its site."""
+    return server if "." in server else f"{server}.{g5k_site}.grid5000.fr"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from discovery_deploy import stack
 from discovery_deploy.errors import ExperimentError
 from discovery_deploy.providers.base import ProviderInterface
+from discovery_deploy.providers.g5k import G5kProvider
 from discovery_deploy.providers.local import LocalProvider
 from discovery_deploy.providers.static import StaticProvider
 
@@ -15,7 +16,11 @@ def _local() -> ProviderInterface:
     return LocalProvider(environments=stack.cache_directory() / "environments")
 
 
-PROVIDERS: dict[str, Callable[[], ProviderInterface]] = {"local": _local, "static": StaticProvider}
+def _g5k() -> ProviderInterface:
+    return G5kProvider(stack.cache_directory())
+
+
+PROVIDERS: dict[str, Callable[[], ProviderInterface]] = {"local": _local, "g5k": _g5k, "static": StaticProvider}
 """Type of a provider, as in experiment files -> what makes it."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from discovery_deploy.model import Experiment, Role, Strict
 
@@ -118,3 +118,21 @@ class ProviderInterface(Protocol):
 
     def experiments(self) -> list[str]:
         """Names of the experiments that hold something here."""
+
+
+@runtime_checkable
+class BookingProvider(Protocol):
+    """More verbs of a provider whose hosts are booked for some time."""
+
+    def request_text(self, experiment: Experiment) -> str:
+        """What would be booked, and what it costs, in lines for a person. Books nothing."""
+
+    def ends_at(self, lease: Lease) -> float | None:
+        """When the first host goes, in seconds since 1970; None when nobody knows. Raises TestbedError."""
+
+    def extend(self, experiment_name: str, seconds: float, progress: Progress) -> str:
+        """Ask for so much more time; what was granted, in lines for a person.
+
+        Raises:
+            TestbedError: nothing is booked, it was refused, or not all was granted.
+        """

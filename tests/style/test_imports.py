@@ -17,17 +17,15 @@ PACKAGE = ROOT / "discovery_deploy"
 LAYERS = (
     "__init__ data deployment_mistakes errors provider_mistakes references services units",
     "deployment model provider_models source_model strict",
-    "enos_import enos_network enos_provider enos_reading enos_sites "
-    "campaign campaign_mistakes config crossings documents egress fields inventory mistakes patch_series rally"
-    " records report rtts schema seed service_variables smoke software stats topology traces unified_diff variables wan"
-    " wan_readback wording",
-    "enoslib_roles "
+    "campaign campaign_mistakes config crossings documents egress enos_import enos_network enos_provider"
+    " enos_reading enos_sites fields g5k_request inventory mistakes patch_series rally records report rtts schema"
+    " seed service_variables smoke software stats topology traces unified_diff variables wan wan_readback wording",
     "ansible apt_archive bench cgroups clients cloud_probe code_proof code_recorder containers contents derived"
-    " egress_hosts git_trees guest host_environments host_packages image installed_code machine measure nspawn"
-    " packages probe proof provenance providers remote shaping shipping site_networks sources stack tc_device"
-    " wan_router wan_uml working_copy workspace"
-    " given_host host_cleaner",
-    "builds cache commands doctor driver opening patch_commands phases progress smoke_acts testbed wan_acts",
+    " egress_hosts enoslib_calls enoslib_environment enoslib_g5k enoslib_roles enoslib_worker git_trees given_host"
+    " guest host_cleaner host_environments host_packages image installed_code machine measure nspawn packages"
+    " probe proof provenance providers remote shaping shipping site_networks sources stack tc_device wan_router"
+    " wan_uml working_copy workspace",
+    "bookings builds cache commands doctor driver opening patch_commands phases progress smoke_acts testbed wan_acts",
     "__main__ cli",
 )
 """Modules and subpackages from the bottom up. A module may import its own layer and those below."""
@@ -53,11 +51,16 @@ SHIPPED = frozenset(
     }
 )
 """Modules that are sent to other machines: they import nothing but the standard library and each other."""
+OUTSIDE_ENOSLIB = frozenset({"enoslib_calls", "enoslib_environment", "enoslib_roles"})
+"""Modules about EnOSlib that run in this tool's own environment; all other `enoslib_*` run in EnOSlib's."""
 FORBIDDEN = frozenset({"env", "conf", "lab", "node", "nodes", "sweep", "trial", "manager"})
 """Words for which we have another one (host, setting, run...), or which say nothing."""
 BAGS = frozenset({"helper", "helpers", "utils", "util", "common", "misc"})
 """Words that no module and no class is called by: they are bags for anything."""
-BELONGS_TO = {"execo_engine": "execo", "markupsafe": "jinja2", "ruamel": "ruamel.yaml"}
+BELONGS_TO = {
+    "execo_engine": "execo", "markupsafe": "jinja2", "ruamel": "ruamel.yaml",
+    "grid5000": "python-grid5000", "vagrant": "python-vagrant", "yaml": "pyyaml",
+}  # fmt: skip
 """Import name -> package that brings it, where they differ."""
 MOST_LINES, MOST_FUNCTION_LINES = 450, 60
 
@@ -130,9 +133,22 @@ def test_what_is_shipped_needs_nothing_but_the_standard_library(path: Path) -> N
 def test_what_is_imported_is_declared() -> None:
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     declared = set(re.findall(r'^  "([A-Za-z0-9.-]+)', text, re.MULTILINE))
-    used = {name.split(".")[0] for path in modules() for name in imported(parsed(path))}
+    used = {name.split(".")[0] for path in modules() if not in_enoslib(path) for name in imported(parsed(path))}
     foreign = used - sys.stdlib_module_names - {"discovery_deploy"}
     assert {BELONGS_TO.get(name, name) for name in foreign} - declared == set()
+
+
+def in_enoslib(path: Path) -> bool:
+    return name_of(path).startswith("enoslib_") and name_of(path) not in OUTSIDE_ENOSLIB
+
+
+def test_what_runs_beside_enoslib_finds_there_what_it_imports() -> None:
+    locked = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "locks" / "enoslib.txt").read_text(), re.MULTILINE))
+    for path in filter(in_enoslib, modules()):
+        tree = parsed(path)
+        foreign = {name.split(".")[0] for name in imported(tree)} - sys.stdlib_module_names - {"discovery_deploy"}
+        assert {BELONGS_TO.get(name, name) for name in foreign} - locked == set()
+        assert own_imports(tree) <= {name_of(other) for other in modules() if in_enoslib(other)}
 
 
 def test_the_shipped_modules_are_found() -> None:

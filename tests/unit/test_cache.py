@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import builds, cache, derived, git_trees, image, machine
+from discovery_deploy import builds, cache, derived, enoslib_environment, git_trees, image, machine
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.records import ProjectRecord
 from discovery_deploy.services import SERVICES
@@ -156,7 +156,8 @@ def test_this_version_s_things_are_those_that_it_would_build() -> None:
             *(f"environments/openstack-{openstack}", f"environments/database-{database}"),
             f"environments/{derived.derived_name(openstack, ())}",
         }
-    assert len(names) == 10  # and the guest, and the carried archives: nothing else is kept
+    assert f"tools/{enoslib_environment.environment_name()}" in names
+    assert len(names) == 11  # and the guest, and the carried archives: nothing else is kept
 
 
 def test_two_builds_go_side_by_side() -> None:
