@@ -49,7 +49,7 @@ style: $(TEST_STAMP)
 	$(BIN)/mypy
 
 unit: $(TEST_STAMP)
-	$(BIN)/python -m pytest -q tests -m "not integration"
+	$(BIN)/python -m pytest -q tests -m "not integration" -n auto
 
 integration: $(TEST_STAMP)
 	$(BIN)/python -m pytest -q tests -m "integration and not machines" -p no:randomly --durations=25

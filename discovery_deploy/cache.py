@@ -1,7 +1,9 @@
 """What the cache holds, who uses it, and the removal of what nobody does.
 
 An entry is used when this version would ask for it, when hosts of an experiment of this machine stand on it (also
-hosts that do not run at the moment: they are started again from it), or when it is mounted anywhere.
+hosts that do not run at the moment: they are started again from it), or when it is mounted anywhere. What
+environments are built from, projects' sources and wheels, is used by whoever uses such an environment; this version
+also uses the sources of its releases.
 """
 
 from __future__ import annotations
@@ -13,17 +15,21 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from discovery_deploy import builds
+from discovery_deploy import builds, derived, stack
 from discovery_deploy.errors import TestbedError
+from discovery_deploy.git_trees import commit_of
 from discovery_deploy.machine import Plan
-from discovery_deploy.model import Strict
+from discovery_deploy.model import Deployment, Strict
 from discovery_deploy.providers import local
+from discovery_deploy.records import ProjectRecord
+from discovery_deploy.sources import lock_entries
 
-FOLDERS = ("images", "environments", "archives", "tools")
-"""Of the cache: what is in them is made once and never changed."""
+FOLDERS = ("images", "environments", "archives", "tools", "wheels", "sources")
+"""Of the cache: what is in them is made once and never changed, but for copies of repositories, which grow."""
 KEPT = {
     "downloads": "the next build",
     "contents": "the next host that is sent environments",
@@ -77,7 +83,7 @@ def prune(cache: Path, dry_run: bool = False) -> list[Entry]:
                     if free and (path.suffix in _LEFT_BEHIND or not users.of(entry.name)):
                         gone.append((entry, _hidden(path)))
         for _, path in gone:
-            shutil.rmtree(path)
+            _remove(path)
     except OSError as error:
         raise TestbedError(
             f"{error.filename or cache}: {error.strerror}", "Mend the permissions of the cache, then prune again."
@@ -106,6 +112,8 @@ def size_text(octets: int) -> str:
 
 def octets_of(path: Path) -> int:
     """What a tree takes on the disk, in bytes; a file with several names counts once."""
+    if path.is_file():
+        return path.stat().st_blocks * 512
     seen: set[tuple[int, int]] = set()
     total = 0
     waiting = [path]
@@ -125,7 +133,7 @@ def _names(cache: Path) -> Iterator[str]:
     for folder in FOLDERS:
         if (cache / folder).is_dir():
             for path in sorted((cache / folder).iterdir()):
-                if path.is_dir() and (not path.name.startswith(".") or path.suffix in _LEFT_BEHIND):
+                if path.suffix != ".lock" and (not path.name.startswith(".") or path.suffix in _LEFT_BEHIND):
                     yield f"{folder}/{path.name}"
 
 
@@ -149,12 +157,61 @@ class _Users:
         if path.suffix in _LEFT_BEHIND:
             with _nobody_makes(path) as free:
                 return () if free else ("its build",)
+        if path.parent.name in ("wheels", "sources"):
+            return tuple(self._built_from.get(name, ())) or self._of_source(path)
         image = path if name.startswith("images/") else self.cache / "images" / str(_built_in(path))
         users = ["this version"] if name in self.current else []
         users += [f"hosts of {title}" for title, base, noted in self.hosts if base == image or path.name in noted]
         if not users and re.search(rf"(?<![\w-]){re.escape(path.name)}(?![\w-])", self.mounted):
             users.append("a mount")
         return tuple(users)
+
+    @cached_property
+    def _used_projects(self) -> list[tuple[tuple[str, ...], str, ProjectRecord]]:
+        """Users, base and project of every project in an environment that is used."""
+        found = []
+        for path in sorted((self.cache / "environments").glob(f"[!.]*/{derived.MANIFEST}")):
+            users = self.of(f"environments/{path.parent.name}")
+            if users:
+                with suppress(OSError, ValueError):
+                    told = json.loads(path.read_text(encoding="utf-8"))
+                    projects = [ProjectRecord.model_validate(project) for project in told["projects"]]
+                    found += [(users, str(told["base"]), project) for project in projects]
+        return found
+
+    @cached_property
+    def _built_from(self) -> dict[str, dict[str, None]]:
+        """Name of a source or wheel -> its users, in order."""
+        found: dict[str, dict[str, None]] = {name: {"this version": None} for name in _released_sources()}
+        for path in (self.cache / "environments").glob("openstack-*"):
+            if path.is_dir():
+                users = self.of(f"environments/{path.name}")
+                found.setdefault(f"sources/{derived.hashes_name(path)}", {}).update(dict.fromkeys(users))
+        for users, base, project in self._used_projects:
+            wheel = f"wheels/{derived.wheel_name(base.removeprefix('openstack-'), project)}"
+            found.setdefault(wheel, {}).update(dict.fromkeys(users))
+        return found
+
+    def _of_source(self, path: Path) -> tuple[str, ...]:
+        """Users of an archive, or of the copy of a repository: one of their projects was made from it."""
+        try:
+            sha256 = (path / "sha256").read_text(encoding="utf-8").strip()
+        except (FileNotFoundError, NotADirectoryError):
+            sha256 = ""
+        used: dict[str, None] = {}
+        for users, _, project in self._used_projects:
+            commit = re.search(r"^git .*, commit ([0-9a-f]{40,64})$", project.source)
+            of_git = commit and (path / "HEAD").exists() and commit_of(path, commit[1])
+            if of_git or (sha256 and sha256 in project.source):
+                used.update(dict.fromkeys(users))
+        return tuple(used)
+
+
+def _released_sources() -> Iterator[str]:
+    """Names of the sources of this version's releases: `check` reads them where a project is patched."""
+    for release in get_args(Deployment.model_fields["release"].annotation):
+        for project, locked in lock_entries(stack.lock_text(f"openstack-{release}")).items():
+            yield f"sources/{project}-{locked.version}"
 
 
 def _built_in(environment: Path) -> str | None:
@@ -193,7 +250,13 @@ def _mount_tables() -> str:
 
 @contextmanager
 def _nobody_makes(path: Path) -> Iterator[bool]:
-    """Holds the lock of an entry's maker (see `image.made_once`) where that is possible at once; whether it is held."""
+    """Holds the lock of an entry's maker (see `image.made_once`) where that is possible at once; whether it is held.
+
+    Files have no maker who would come back to them.
+    """
+    if path.is_file():
+        yield True
+        return
     name = path.name if not path.name.startswith(".") else path.stem[1:]
     with (path.parent / f".{name}.lock").open("w", encoding="utf-8") as lock:
         try:
@@ -210,5 +273,12 @@ def _hidden(path: Path) -> Path:
         return path
     hidden = path.with_name(f".{path.name}.removed")
     if hidden.exists():
-        shutil.rmtree(hidden)
+        _remove(hidden)
     return path.rename(hidden)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()

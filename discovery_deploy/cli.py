@@ -305,7 +305,10 @@ def cache_list() -> None:
 def cache_prune(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be removed; do nothing.")] = False,
 ) -> None:
-    """Remove images and environments that neither this version nor any experiment's hosts use; prints what went."""
+    """Remove what neither this version nor any experiment's hosts use; prints what went.
+
+    Images and environments, and the sources and wheels that environments are built from.
+    """
     removed = cache.prune(stack.cache_directory(), dry_run)
     sys.stdout.write(cache.table(removed) if removed else "")
     word = "would be freed" if dry_run else "freed"

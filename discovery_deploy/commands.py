@@ -196,8 +196,9 @@ def openstack(workspace: Workspace, site: str, arguments: Sequence[str]) -> None
     lease = workspace.load("lease.json", Lease)
     if lease is None or not clouds.exists():
         raise StateError(f"{workspace.path}: nothing is deployed", "Use `discovery-deploy run FILE`.")
-    if site not in lease.site_subnets:
-        raise StateError(f'no site "{site}"; sites: {", ".join(lease.site_subnets)}', "See `status`.")
+    sites = list(dict.fromkeys(host.site for host in lease.hosts))
+    if site not in sites:
+        raise StateError(f'no site "{site}"; sites: {", ".join(sites)}', "See `status`.")
     environment = {key: value for key, value in os.environ.items() if not key.startswith("OS_")}
     environment["OS_CLIENT_CONFIG_FILE"] = str(clouds)
     client = str(Path(sys.executable).parent / "openstack")

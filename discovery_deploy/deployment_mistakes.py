@@ -158,6 +158,7 @@ def _placement(experiment: Experiment) -> Iterable[Mistake]:
                 lack = "has no host with the role control" if kind == "site" else "has not the role control"
                 yield Mistake(where, f'{kind} "{name}" {lack}', (("sites",),))
             elif site.name in taken:
-                message = f'site "{site.name}" runs {service} already, through "{taken[site.name]}"'
+                first = f'site "{site.name}" runs {service} already, through "{taken[site.name]}"'
+                message = f"{first}; a site has each service once"
                 yield Mistake(where, message, (("sites",),))
             taken.setdefault(site.name, name)

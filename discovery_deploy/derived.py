@@ -70,6 +70,17 @@ def derived_name(base_hash: str, projects: Iterable[ProjectRecord]) -> str:
     return f"openstack-{digest(RECIPE, base_hash, recorder, kept)}"
 
 
+def wheel_name(base_hash: str, project: ProjectRecord) -> str:
+    """Name of a project's wheel, built by the tools of a release's environment."""
+    return f"{project.project}-{digest(RECIPE, base_hash, project.project, project.version, project.tree)}"
+
+
+def hashes_name(environment: Path) -> str:
+    """Name of the file with the hashes of a release's environment, as it is there now."""
+    made = environment.stat()
+    return f"{environment.name}-{made.st_ino:x}-{made.st_mtime_ns:x}.json"
+
+
 def manifest_path(cache: Path, name: str) -> Path:
     """Where the manifest of an environment is in the cache."""
     return cache / "environments" / name / MANIFEST
@@ -137,8 +148,7 @@ def _write_manifest(cache: Path, partial: Path, name: str, base: str, projects: 
 
 def _base_hashes(cache: Path, base: str) -> dict[str, str]:
     """Hashes of all files of a release's environment, looked up or computed once."""
-    made = (cache / "environments" / base).stat()
-    known = cache / "sources" / f"{base}-{made.st_ino:x}-{made.st_mtime_ns:x}.json"
+    known = cache / "sources" / hashes_name(cache / "environments" / base)
     try:
         found: dict[str, str] = json.loads(known.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -226,8 +236,7 @@ def move_scripts(environment: Path, old: str, new: str) -> None:
 def _wheel(cache: Path, image: Path, base: Environment, project: ProjectCode, progress: Progress) -> Path:
     """A project's wheel, built inside the base image by the release's own tools if not cached. Raises TestbedError."""
     record = project.record
-    hash_ = digest(RECIPE, base.hash, record.project, record.version, record.tree)
-    target = cache / "wheels" / f"{record.project}-{hash_}"
+    target = cache / "wheels" / wheel_name(base.hash, record)
 
     def build(partial: Path) -> None:
         progress(f"building {record.project}")

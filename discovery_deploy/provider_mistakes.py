@@ -29,6 +29,7 @@ def _machines(experiment: Experiment, provider: Static) -> Iterable[Mistake]:
     hosts = [host.name for site in experiment.sites for host in site.hosts]
     given: dict[str, Place] = {}
     addresses: dict[str, Place] = {}
+    listening: dict[str, Place] = {}
     for index, machine in enumerate(provider.machines):
         where: Place = ("provider", "machines", index)
         if machine.host not in hosts:
@@ -42,6 +43,11 @@ def _machines(experiment: Experiment, provider: Static) -> Iterable[Mistake]:
         if way in addresses:
             yield Mistake((*where, "address"), f'"{machine.address}" is a machine above already', (addresses[way],))
         addresses.setdefault(way, (*where, "address"))
+        at, field = machine.listens_at, "site_address" if machine.site_address else "address"
+        if addresses[way] == (*where, "address"):
+            if at in listening:
+                yield Mistake((*where, field), f'"{at}" is where a machine above listens', (listening[at],))
+            listening.setdefault(at, (*where, field))
     for name in hosts:
         if name not in given:
             yield Mistake(("provider", "machines"), f'no machine for host "{name}"', (("sites",),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from datetime import datetime
 from typing import Annotated, Literal
@@ -127,6 +128,32 @@ class Machine(Strict):
         if value is not None and (value.startswith("-") or re.search(r"\s", value)):
             raise ValueError(f'"{value}" is no name for ssh')
         return value
+
+    @field_validator("site_address")
+    @classmethod
+    def _an_address(cls, value: str | None) -> str | None:
+        if value is not None and not _is_ipv4(value):
+            raise ValueError(f'"{value}" is no IPv4 address')
+        return value
+
+    @model_validator(mode="after")
+    def _somewhere_to_listen(self) -> Machine:
+        if self.site_address is None and not _is_ipv4(self.address):
+            refuse([Mistake(("address",), f'"{self.address}" is no IPv4 address; give a `site_address` too')])
+        return self
+
+    @property
+    def listens_at(self) -> str:
+        """Its address for services and the WAN."""
+        return self.site_address or self.address
+
+
+def _is_ipv4(text: str) -> bool:
+    try:
+        ipaddress.IPv4Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 class Static(Strict):

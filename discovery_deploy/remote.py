@@ -130,7 +130,8 @@ class Remote:
         """End the shared connections to hosts."""
         for host in hosts:
             command = ["ssh", "-F", str(self.ssh_config), "-O", "exit", host]
-            subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False)
+            with suppress(subprocess.TimeoutExpired):  # then it ends by itself, ControlPersist after its last use
+                subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False, timeout=10)
 
 
 def side_by_side(act: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:

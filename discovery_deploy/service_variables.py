@@ -55,6 +55,16 @@ class ServiceVariables:
         """Region -> URL of its Keystone."""
         return {region: self.url("keystone", region) for region in self.found.regions}
 
+    def keystone_sites(self) -> dict[str, str]:
+        """Site -> URL of the Keystone that runs there; a region may have several, or none of its own."""
+        keystone = SERVICES["keystone"]
+        return {one.at.site: keystone.url(self.address(one.at)) for one in self.found.of("keystone")}
+
+    def _keystone_regions(self, instance: Instance) -> list[str]:
+        """Regions that a Keystone is asked about: those that it serves by the catalogue, else its site's."""
+        own = [name for name in self.found.regions if self.found.serving["keystone", name] == instance.at]
+        return own or [instance.region]
+
     def database(self, server: DatabaseServer, user: str, name: str) -> str:
         """SQLAlchemy's URL of a database."""
         port = "" if server.kind == "backend" else f":{SITE_DATABASE_PORT}"
@@ -87,6 +97,7 @@ class ServiceVariables:
             "mariadb_max_connections": MAX_CONNECTIONS,
             "mariadb_databases": self.accounts(self.found.servers[0].databases),
             "keystone_urls": self.keystone_urls(),
+            "keystone_sites": self.keystone_sites(),
             "keystone_endpoints": [
                 {
                     "region": one.region,
@@ -129,6 +140,7 @@ class ServiceVariables:
         for server in self.found.servers:
             if server.kind == "site":
                 told.setdefault(server.at.host, {}).update(
+                    site_mariadb_site=server.at.site,
                     site_mariadb_address=self.address(server.at),
                     site_mariadb_port=SITE_DATABASE_PORT,
                     site_mariadb_databases=self.accounts(server.databases),
@@ -191,7 +203,8 @@ class ServiceVariables:
             "overrides": self.experiment.deployment.service_overrides(service.name, instance.at.site),
         }
         if service.name == "keystone":
-            told["site"] = instance.region
+            told["site"] = instance.at.site
+            told["regions"] = self._keystone_regions(instance)
             told["memcached"] = told["memcached"] if self.experiment.deployment.cache == "memcached" else ""
         else:
             told["keystone_url"] = self.url("keystone", instance.at.site)

@@ -150,7 +150,9 @@ def pin(project: str, source: Source | None, locked: Locked, folder: Path, cache
         return Pinned(locked.version, locked.version, f"release, sdist sha256 {_sha256(file)}", _sdist_tree(file))
     if source.version is not None:
         file = _sdist(project, source.version, (), cache, progress)
-        return Pinned(source.version, source.version, f"version, sdist sha256 {_sha256(file)}", _sdist_tree(file))
+        tree = _sdist_tree(file)
+        version = _version(project, tree, file)  # as the archive writes it: 27.1 may be asked for and be 27.1.0
+        return Pinned(version, version, f"version, sdist sha256 {_sha256(file)}", tree)
     if source.sdist is not None:
         file = folder / source.sdist
         if not file.is_file():

@@ -143,7 +143,8 @@ def variables(experiment: Experiment, lease: Lease, secrets: Secrets, environmen
     services = ServiceVariables(experiment, found, {host.name: host.site_address for host in lease.hosts}, secrets)
     hosts: dict[str, dict[str, Any]] = {host.name: {} for host in lease.hosts}
     for segment, host in enumerate(database_hosts(experiment, lease)):
-        hosts[host.name] |= {"mariadb_address": host.site_address, "galera_segment": segment}
+        own = {"mariadb_site": host.site, "mariadb_address": host.site_address, "galera_segment": segment}
+        hosts[host.name] |= own
     for host in role_hosts(experiment, lease, "control"):
         hosts[host.name] |= {"memcached_address": host.site_address, "memcached_port": MEMCACHED_PORT}
     for host in role_hosts(experiment, lease, "bench"):

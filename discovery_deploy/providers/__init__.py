@@ -9,6 +9,7 @@ from discovery_deploy.errors import ExperimentError
 from discovery_deploy.providers.base import ProviderInterface
 from discovery_deploy.providers.g5k import G5kProvider
 from discovery_deploy.providers.local import LocalProvider
+from discovery_deploy.providers.static import StaticProvider
 
 
 def _local() -> ProviderInterface:
@@ -19,7 +20,7 @@ def _g5k() -> ProviderInterface:
     return G5kProvider(stack.cache_directory())
 
 
-PROVIDERS: dict[str, Callable[[], ProviderInterface]] = {"local": _local, "g5k": _g5k}
+PROVIDERS: dict[str, Callable[[], ProviderInterface]] = {"local": _local, "g5k": _g5k, "static": StaticProvider}
 """Type of a provider, as in experiment files -> what makes it."""
 
 

@@ -36,6 +36,9 @@ ROUTER = "WAN router"
 HOLDER = "workspace"
 """File beside an experiment's plan, with the path of the workspace that reserved its hosts."""
 
+NOT_OURS = frozenset({"vagrant", "g5k", "static"})
+"""Folders of the state directory where other providers keep theirs; no experiment of this one is called so."""
+
 _NEEDED = {"mmdebstrap": "mmdebstrap", "ssh": "openssh-client"}
 """Commands that this provider needs beside those of `containers`, and their Debian packages."""
 _NEEDED_BY_UML = {"linux.uml": "user-mode-linux", "modprobe": "kmod"}
@@ -165,6 +168,9 @@ class LocalProvider:
         self, experiment: Experiment, public_key: str, image: Path, progress: Progress, workspace: Path | None = None
     ) -> Lease:
         """Make or mend the experiment's containers, networks and router. See `ProviderInterface`."""
+        if experiment.name in NOT_OURS:
+            what = f'"{experiment.name}" is the folder of another provider in {self.state}'
+            raise TestbedError(what, "Give the experiment another name.")
         directory = self.state / experiment.name
         with _as_testbed_error(experiment.name):
             self.environments.mkdir(parents=True, exist_ok=True)
@@ -242,6 +248,8 @@ class LocalProvider:
 
     def release(self, experiment_name: str, progress: Progress) -> None:
         """Remove everything of an experiment from this machine, from any state, with or without its plan."""
+        if experiment_name in NOT_OURS:
+            return
         directory = self.state / experiment_name
         with _as_testbed_error(experiment_name):
             progress(f"removing {experiment_name} from this machine")
@@ -261,8 +269,9 @@ class LocalProvider:
         """Names of experiments that have something on this machine."""
         names = {directory.name for directory in machine.claims().values() if directory.parent == self.state}
         if self.state.is_dir():
-            names |= {entry.name for entry in self.state.iterdir() if entry.is_dir()}
-        return sorted(names)
+            # what begins with a point is a host's that another driver was given: this machine
+            names |= {entry.name for entry in self.state.iterdir() if entry.is_dir() and entry.name[0] != "."}
+        return sorted(names - NOT_OURS)
 
 
 def bare_plan(directory: Path, slot: int) -> Plan:

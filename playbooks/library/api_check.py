@@ -6,6 +6,7 @@ import concurrent.futures
 import json
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.cloud import CloudError, authenticate, request, worker_requests
@@ -15,9 +16,11 @@ module: api_check
 short_description: Every service of a region answers a question that needs its database and a validated token
 description:
   - Gets one token of the administrator, and asks all services of the region at the same time, each until it answers or
-    the time is over. Where uwsgi's statistics of a service are on this host, until each worker has answered.
+    the time is over. One that runs on this host, until each worker has answered; it is asked here too when the
+    catalogue names another site's.
 options:
   site: {description: The site where it is asked from., type: str, required: true}
+  address: {description: Site address of this host., type: str, required: true}
   region: {description: Whose services are asked., type: str, required: true}
   keystone_url: {description: URL of the site's Keystone., type: str, required: true}
   admin_password: {description: Of the user admin., type: str, required: true}
@@ -50,14 +53,34 @@ def catalogue_lacks(catalogue: list[dict], endpoints: list[dict]) -> list[str]:
     return [" ".join(entry) for entry in sorted(wanted - found)]
 
 
-def silent_workers(service: str) -> int:
-    """How many workers of a service on this host have not answered yet; 0 when it is not on this host."""
-    statistics = f"/run/{service}/statistics"
-    return worker_requests(statistics).count(0) if Path(statistics).exists() else 0
+def statistics(service: str) -> Path:
+    """Socket of uwsgi's statistics of a service; there when it runs on this host."""
+    return Path(f"/run/{service}/statistics")
 
 
-def ask(endpoint: dict, token: str, until: float) -> str:
-    """Ask a service until it, and each of its workers on this host, has answered well. Returns what is wrong, or ""."""
+def is_here(endpoint: dict, address: str) -> bool:
+    """Whether an endpoint leads to this host."""
+    return urlsplit(endpoint["url"]).hostname == address
+
+
+def with_own(endpoints: list[dict], address: str) -> list[dict]:
+    """Endpoints, and this host's own of services that run here while the catalogue names another site's."""
+    found = list(endpoints)
+    for endpoint in endpoints:
+        if not is_here(endpoint, address) and statistics(endpoint["service"]).exists():
+            parts = urlsplit(endpoint["url"])
+            found.append({**endpoint, "url": parts._replace(netloc=f"{address}:{parts.port}").geturl()})
+    return found
+
+
+def silent_workers(endpoint: dict, address: str) -> int:
+    """How many workers behind an endpoint have not answered yet; 0 when it is not on this host."""
+    socket = statistics(endpoint["service"])
+    return worker_requests(str(socket)).count(0) if is_here(endpoint, address) and socket.exists() else 0
+
+
+def ask(endpoint: dict, address: str, token: str, until: float) -> str:
+    """Ask a service until it, and each of its workers here, has answered well. Returns what is wrong, or ""."""
     path, key = QUESTIONS.get(endpoint["type"], ("", ""))
     url = endpoint["url"] + path
     while True:
@@ -65,7 +88,7 @@ def ask(endpoint: dict, token: str, until: float) -> str:
             _, content = request("GET", url, token)
             if key and key not in content:
                 raise CloudError(f"GET {url}: the answer has no {key}: {json.dumps(content)[:200]}")
-            silent = silent_workers(endpoint["service"])
+            silent = silent_workers(endpoint, address)
             if not silent:
                 return ""
             raise CloudError(f"GET {url}: {silent} workers have not answered yet")
@@ -82,9 +105,10 @@ def check(values: dict, until: float) -> list[str]:
     lacking = catalogue_lacks(said["catalog"], mine)
     if lacking:
         raise CloudError(f"{values['keystone_url']}: the catalogue has not: {', '.join(lacking)}")
-    with concurrent.futures.ThreadPoolExecutor(max(1, len(mine))) as pool:
-        answers = list(pool.map(lambda endpoint: ask(endpoint, token, until), mine))
-    pairs = zip(mine, answers, strict=True)
+    asked = with_own(mine, values["address"])
+    with concurrent.futures.ThreadPoolExecutor(max(1, len(asked))) as pool:
+        answers = list(pool.map(lambda endpoint: ask(endpoint, values["address"], token, until), asked))
+    pairs = zip(asked, answers, strict=True)
     return [f"{endpoint['service']} of region {endpoint['region']}: {wrong}" for endpoint, wrong in pairs if wrong]
 
 
@@ -93,7 +117,7 @@ def main() -> None:
     parts = {name: {"type": "str", "required": True} for name in ("region", "service", "type", "url")}
     module = AnsibleModule(
         argument_spec={
-            **{name: {"type": "str", "required": True} for name in ("site", "region", "keystone_url")},
+            **{name: {"type": "str", "required": True} for name in ("site", "address", "region", "keystone_url")},
             "admin_password": {"type": "str", "required": True, "no_log": True},
             "endpoints": {"type": "list", "elements": "dict", "required": True, "options": parts},
             "limit_s": {"type": "int", "default": 180},

@@ -11,6 +11,7 @@ DOCUMENTATION = """
 module: galera_wait
 short_description: Wait until a member is synced in a cluster of all members
 options:
+  host: {description: Whose member., type: str, required: true}
   members: {description: host, site and address of each., type: list, elements: dict, required: true}
   limit_s: {description: Seconds until it is given up., type: int, default: 180}
 """
@@ -35,18 +36,22 @@ def main() -> None:
     """Wait, and remember on success that the cluster has been whole."""
     module = AnsibleModule(
         argument_spec={
+            "host": {"type": "str", "required": True},
             "members": {"type": "list", "elements": "dict", "required": True},
             "limit_s": {"type": "int", "default": 180},
         }
     )
-    until = time.monotonic() + module.params["limit_s"]
+    host, members, limit_s = (module.params[name] for name in ("host", "members", "limit_s"))
+    site = next(member["site"] for member in members if member["host"] == host)
+    until = time.monotonic() + limit_s
     try:
-        while problem := lacking(mariadb.galera_status(), module.params["members"]):
-            stopped = not mariadb.is_active()
+        while problem := lacking(mariadb.galera_status(), members):
+            stopped = mariadb.condition() == "stopped"
             if stopped or time.monotonic() > until:
-                log = mariadb.run("journalctl", "-u", mariadb.UNIT, "-n", "8", "-o", "cat", "--no-pager")
-                reason = "the server has stopped" if stopped else f"after {module.params['limit_s']} s {problem}"
-                module.fail_json(msg=f"Galera: {reason}", stderr=log)
+                reason = (
+                    "has stopped" if stopped else f"is no member of the whole cluster after {limit_s} s ({problem})"
+                )
+                module.fail_json(msg=f"Galera: {mariadb.never_up(mariadb.SHARED, site, host, reason)}")
             time.sleep(PAUSE_S)
         (mariadb.DATA / mariadb.WHOLE).touch()
     except (mariadb.ServerError, OSError) as error:

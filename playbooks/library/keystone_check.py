@@ -14,12 +14,13 @@ module: keystone_check
 short_description: Keystone of a site answers, every worker is warm, and users of other sites are known
 description:
   - With C(peer) empty, empties the site's memcached, waits until the administrator gets a token whose catalogue has all
-    sites, asks until every worker process has answered (the first request of a process costs a login to the database),
-    and makes the site's user C(check-<site>).
+    regions, asks until every worker process has answered (the first request of a process costs a login to the
+    database), and makes the site's user C(check-<site>).
   - With a C(peer), gets a token for the peer's user here, and validates it here and at the peer.
 options:
   site: {description: The site., type: str, required: true}
   urls: {description: Site -> URL of its Keystone., type: dict, required: true}
+  regions: {description: Region -> URL of its Keystone., type: dict, default: {}}
   peer: {description: Another site whose check user is asked for., type: str, default: ''}
   admin_password: {description: Of the user admin., type: str, required: true}
   check_password: {description: Of the check users., type: str, required: true}
@@ -87,7 +88,7 @@ def make_user(url: str, token: str, name: str, password: str) -> None:
 
 
 def catalogue_lacks(catalogue: list[dict], urls: dict[str, str]) -> list[str]:
-    """Sites of which a token's catalogue has no public identity endpoint."""
+    """Regions of which a token's catalogue has no public identity endpoint."""
     endpoints = [
         (endpoint["region_id"], endpoint["interface"], endpoint["url"])
         for service in catalogue
@@ -103,7 +104,7 @@ def prepare(site: str, urls: dict[str, str], values: dict, until: float) -> dict
     if values["memcached"]:
         keep_trying(lambda: flush(values["memcached"]), until)
     token, said = keep_trying(lambda: authenticate(url, "admin", values["admin_password"], "admin"), until)
-    lacking = catalogue_lacks(said["catalog"], urls)
+    lacking = catalogue_lacks(said["catalog"], values["regions"])
     if lacking:
         raise CloudError(f"{url}: the catalogue has no identity endpoint for: {', '.join(lacking)}")
     workers = warm(url, token, values["statistics"], until)
@@ -134,6 +135,7 @@ def main() -> None:
         argument_spec={
             "site": {"type": "str", "required": True},
             "urls": {"type": "dict", "required": True},
+            "regions": {"type": "dict", "default": {}},
             "peer": {"type": "str", "default": ""},
             "admin_password": {"type": "str", "required": True, "no_log": True},
             "check_password": {"type": "str", "required": True, "no_log": True},

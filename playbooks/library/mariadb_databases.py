@@ -13,7 +13,14 @@ short_description: Databases, each with a user that has all rights on it, from a
 options:
   databases: {description: name, user and password of each., type: list, elements: dict, required: true}
   server: {description: Which server of the host., type: str, choices: [mariadb, site-mariadb], default: mariadb}
-  limit_s: {description: Seconds that a server which is coming up is waited for., type: int, default: 0}
+  site: {description: The server's site., type: str, required: true}
+  host: {description: The server's host., type: str, required: true}
+  limit_s:
+    description:
+      - Seconds that a server which is coming up is waited for. One that has stopped is waited for no longer. After a
+        failure the unit is at rest, so that the next start is a new one.
+    type: int
+    default: 120
 """
 PAUSE_S = 0.1
 STATE = "SELECT user, authentication_string FROM mysql.user ORDER BY 1; SHOW DATABASES;"
@@ -39,16 +46,25 @@ def statements(databases: list[dict[str, str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def wait(server: mariadb.Server, limit_s: int) -> None:
-    """Until the server answers. Raises ServerError, with its last words, when the time is over."""
+def wait(server: mariadb.Server, site: str, host: str, limit_s: int) -> None:
+    """Until the server answers. Raises ServerError, with its last words, when it has stopped or the time is over.
+
+    One that is to be restarted may still answer: it is not asked before that is done.
+    """
     until = time.monotonic() + limit_s
     while True:
+        condition = mariadb.condition(server)
         try:
+            if condition == "ordered":
+                raise mariadb.ServerError("it is still starting")
             mariadb.sql("DO 0", server)
         except mariadb.ServerError as error:
-            if time.monotonic() > until:
-                log = mariadb.run("journalctl", "-u", server.unit, "-n", "5", "-o", "cat", "--no-pager")
-                raise mariadb.ServerError(f"{server.unit} did not come up in {limit_s} s: {error}\n{log}") from error
+            stopped = condition == "stopped"
+            if stopped or time.monotonic() > until:
+                reason = "has stopped" if stopped else f"does not answer after {limit_s} s ({error})"
+                said = mariadb.never_up(server, site, host, reason)
+                mariadb.stop(kill=True, server=server)
+                raise mariadb.ServerError(said) from error
             time.sleep(PAUSE_S)
         else:
             return
@@ -60,12 +76,12 @@ def main() -> None:
     options["password"] = {"type": "str", "required": True, "no_log": True}
     databases = {"type": "list", "elements": "dict", "required": True, "options": options}
     server = {"type": "str", "choices": list(mariadb.SERVERS), "default": "mariadb"}
-    limit = {"type": "int", "default": 0}
-    module = AnsibleModule(argument_spec={"databases": databases, "server": server, "limit_s": limit})
+    place = {name: {"type": "str", "required": True} for name in ("site", "host")}
+    limit = {"type": "int", "default": 120}
+    module = AnsibleModule(argument_spec={"databases": databases, "server": server, **place, "limit_s": limit})
     chosen = mariadb.SERVERS[module.params["server"]]
     try:
-        if module.params["limit_s"]:
-            wait(chosen, module.params["limit_s"])
+        wait(chosen, module.params["site"], module.params["host"], module.params["limit_s"])
         before = mariadb.sql(STATE, chosen)
         mariadb.sql(statements(module.params["databases"]), chosen)
         after = mariadb.sql(STATE, chosen)

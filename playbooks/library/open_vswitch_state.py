@@ -36,7 +36,7 @@ BRIDGES = {"br-int": "secure", "br-ex": "standalone"}
 def kernel_has_datapath() -> bool:
     """Whether the kernel (asked by generic netlink) knows the family `ovs_datapath`."""
     if shutil.which("modprobe"):
-        subprocess.run(["modprobe", "--quiet", "openvswitch"], check=False)
+        subprocess.run(["modprobe", "--quiet", "openvswitch"], check=False, timeout=60)
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, GENERIC_NETLINK) as connection:
         connection.settimeout(5)
         connection.bind((0, 0))

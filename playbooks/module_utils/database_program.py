@@ -6,7 +6,7 @@ import json
 import subprocess
 from typing import Any
 
-LIMIT_S = 300
+LIMIT_S = 240
 BEGIN = r"""
 import json, sys
 from urllib.parse import unquote, urlsplit
@@ -33,10 +33,13 @@ def run(module: Any, program: str, asked: dict[str, Any], subject: str) -> list[
         asked: what it is told; passed through its standard input, since it holds passwords.
         subject: what an error is about, such as "Nova's cells".
     """
-    done = subprocess.run(
-        [f"{module.params['environment_directory']}/bin/python", "-c", BEGIN + program],
-        input=json.dumps(asked), capture_output=True, text=True, timeout=LIMIT_S, check=False,
-    )  # fmt: skip
+    try:
+        done = subprocess.run(
+            [f"{module.params['environment_directory']}/bin/python", "-c", BEGIN + program],
+            input=json.dumps(asked), capture_output=True, text=True, timeout=LIMIT_S, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        module.fail_json(msg=f"{subject}: not done after {LIMIT_S} s")
     if done.returncode:
         lines = done.stderr.strip().splitlines() or ["no message"]
         module.fail_json(msg=f"{subject}: {lines[-1]}", stderr=done.stderr)

@@ -15,6 +15,12 @@ WHOLE = "discovery-deploy.whole"
 """In the data directory of a Galera member: it has been part of the complete cluster."""
 
 
+LIMIT_S = 200
+"""Of a program: more than a unit may take to start or to stop (TimeoutStartSec and TimeoutStopSec of the roles)."""
+ANSWER_LIMIT_S = 60
+"""Of a server that lets clients in, to answer."""
+
+
 class Server(NamedTuple):
     """A server of a host, which may have two: the one that holds shared state, and its site's own."""
 
@@ -35,24 +41,43 @@ class ServerError(Exception):
     """What could not be done."""
 
 
-def run(*command: str, stdin: str = "") -> str:
-    """A program's output. Raises ServerError with what it said."""
-    done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
+def run(*command: str, stdin: str = "", limit_s: float = LIMIT_S) -> str:
+    """A program's output. Raises ServerError with what it said, or when it has not ended after `limit_s`."""
+    try:
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False, timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        raise ServerError(f"{command[0]} has not ended after {limit_s:g} s") from None
     if done.returncode:
         raise ServerError(f"{command[0]}: {(done.stderr or done.stdout).strip()[-1500:] or f'code {done.returncode}'}")
     return done.stdout
 
 
 def sql(statements: str, server: Server = SHARED) -> str:
-    """What the server answers to root on its socket. Raises ServerError."""
+    """What the server answers to root on its socket. Raises ServerError, also after ANSWER_LIMIT_S."""
     options = ("--batch", "--skip-column-names", "--connect-timeout=5", f"--socket={server.socket}")
-    return run("mariadb", *options, stdin=statements)
+    return run("mariadb", *options, stdin=statements, limit_s=ANSWER_LIMIT_S)
 
 
 def is_active(server: Server = SHARED) -> bool:
     """Whether the unit runs or is on its way."""
     state = run("systemctl", "show", "--property=ActiveState", "--value", server.unit).strip()
     return state in ("active", "activating", "reloading")
+
+
+def condition(server: Server = SHARED) -> str:
+    """The unit's: `ordered` (a start, restart or stop is not done yet), `stopped` (and will stay so) or `running`."""
+    shown = run("systemctl", "show", "--property=ActiveState,Job", server.unit)
+    seen = dict(line.split("=", 1) for line in shown.splitlines() if "=" in line)
+    if seen.get("Job"):
+        return "ordered"
+    return "stopped" if seen.get("ActiveState") in ("inactive", "failed") else "running"
+
+
+def never_up(server: Server, site: str, host: str, reason: str) -> str:
+    """What to say of a server that does not come up: whose it is, why, where its log is, and how that ends."""
+    log = f"journalctl -u {server.unit}"
+    end = run(*log.split(), "-n", "15", "-o", "cat", "--no-pager").strip()[-1500:]
+    return f"the database of site {site} does not come up: {server.unit} {reason}; `{log}` on {host} ends:\n{end}"
 
 
 def stop(kill: bool = False, server: Server = SHARED) -> None:

@@ -255,6 +255,25 @@ def test_a_rally_that_fails_is_recorded_and_done_again_later(tool: Tool) -> None
     tool.write(EXPERIMENT)
 
 
+def test_two_keystones_of_one_region_serve_each_its_site(tool: Tool) -> None:
+    changed = json.loads(json.dumps(EXPERIMENT))
+    changed["deployment"] |= {
+        "topology": {"type": "centralized", "site": "nantes"},
+        "placement": {"keystone": ["nantes", "rennes"]},
+    }
+    tool.write(changed)
+    tool("verify", "small.yaml", "--setting", "0 ms")
+    clouds = json.loads((tool.workspace / "clouds.yaml").read_text())["clouds"]
+    assert {clouds[site]["region_name"] for site in ("nantes", "rennes")} == {"nantes"}
+    assert clouds["nantes"]["auth"]["auth_url"] != clouds["rennes"]["auth"]["auth_url"]
+    for site in ("nantes", "rennes"):
+        listed = json.loads(tool("openstack", site, "endpoint", "list", "--interface", "public", "-f", "json").stdout)
+        assert [(endpoint["Region"], endpoint["URL"]) for endpoint in listed] == [
+            ("nantes", clouds["nantes"]["auth"]["auth_url"])
+        ]
+    tool.write(EXPERIMENT)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("phase", ["reserve", "prepare", "deploy", "constrain", "verify", "bench"])
 def test_a_driver_killed_in_a_phase_is_followed_by_one_that_goes_on(tool: Tool, phase: str) -> None:

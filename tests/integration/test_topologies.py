@@ -10,6 +10,14 @@ from typing import Any
 
 import pytest
 
+from discovery_deploy import builds
+from discovery_deploy.bench import SiteResult, load
+from discovery_deploy.model import Scenario
+from discovery_deploy.providers.base import Lease
+from discovery_deploy.rally import load_tasks, rally_task
+from discovery_deploy.remote import Remote, side_by_side
+from discovery_deploy.variables import rally_command
+from discovery_deploy.workspace import Workspace
 from tests.integration.leftovers import Snapshot, left_behind
 from tests.integration.test_experiment import Tool, pytestmark
 
@@ -59,6 +67,51 @@ def serve(tool: Tool, site: str, name: str) -> None:
     server = json.loads(made.stdout)
     assert (server["status"], server["OS-EXT-SRV-ATTR:host"]) == ("ACTIVE", f"{site}-1-fake-1")
     tool("openstack", site, "server", "delete", "--wait", server["id"])
+
+
+def workloads(rally_json: Path) -> list[dict[str, Any]]:
+    """Of a Rally report, each with its subtask's title."""
+    parts = [part for task in json.loads(rally_json.read_text())["tasks"] for part in task["subtasks"]]
+    return [{**workload, "title": part["title"]} for part in parts for workload in part["workloads"]]
+
+
+def test_a_run_boots_and_deletes_a_server(tool: Tool) -> None:
+    """From the site without control services; this test and the two after it use the same deployment."""
+    campaign = {"bench_site": "rennes", "scenarios": [{"task": "nova/boot_and_delete_server", "times": 1}]}
+    tool.write({**experiment("centralized"), "campaign": campaign})
+    tool("run", "small.yaml")
+    [record] = tool.records()
+    assert (record["status"], record["problems"]) == ("done", [])
+    [workload] = workloads(tool.workspace / "runs" / record["id"] / "rennes" / "rally.json")
+    [iteration] = workload["data"]
+    assert iteration["error"] == []
+    assert [action["name"] for action in iteration["atomic_actions"]] == ["nova.boot_server", "nova.delete_server"]
+
+
+def test_every_task_of_nova_neutron_and_glance_succeeds(tool: Tool) -> None:
+    """Once each, half of them at each site, in one Rally there: a Rally of its own takes each 10 s more."""
+    templates = [one for one in load_tasks().values() if one.services != ("keystone",)]
+    assert {one.services for one in templates} == {("nova",), ("neutron",), ("glance",)}
+    workspace = Workspace(tool.workspace)
+    lease, environments = workspace.load("lease.json", Lease), workspace.load(builds.NOTED, builds.Environments)
+    assert lease
+    assert environments
+
+    results = tool.folder / "every-task"
+
+    def at(site: str) -> SiteResult:
+        mine = templates[SITES.index(site) :: len(SITES)]
+        tasks = [rally_task(one, Scenario(task=one.name, times=1)) for one in mine]
+        whole = {**tasks[0], "subtasks": [part for task in tasks for part in task["subtasks"]]}
+        remote, hosts = Remote(workspace.ssh_config), [lease.at(site, "bench")]
+        [result] = load(remote, hosts, "every-task", whole, rally_command(environments), len(mine), results)
+        return result
+
+    assert [result.problem for result in side_by_side(at, SITES)] == ["", ""]
+    done = [one for site in SITES for one in workloads(results / site / "rally.json")]
+    assert {one["title"]: len(one["data"]) for one in done} == {one.name: 1 for one in templates}
+    failed = {one["title"]: [data["error"] for data in one["data"] if data["error"]] for one in done}
+    assert {name: errors for name, errors in failed.items() if errors} == {}
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)

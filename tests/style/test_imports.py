@@ -19,13 +19,14 @@ LAYERS = (
     "deployment model provider_models source_model strict",
     "enos_import enos_network enos_provider enos_reading enos_sites g5k_request "
     "campaign campaign_mistakes config crossings documents egress fields inventory mistakes patch_series rally"
-    " records report rtts schema seed service_variables smoke software stats topology unified_diff variables wan"
+    " records report rtts schema seed service_variables smoke software stats topology traces unified_diff variables wan"
     " wan_readback wording",
-    "enoslib_roles "
+    "enoslib_calls enoslib_environment enoslib_g5k enoslib_roles enoslib_worker "
     "ansible apt_archive bench cgroups clients cloud_probe code_proof code_recorder containers contents derived"
-    " egress_hosts enoslib_calls enoslib_environment enoslib_g5k enoslib_worker git_trees guest host_environments"
-    " host_packages image installed_code machine measure nspawn packages probe proof provenance providers remote"
-    " shaping shipping site_networks sources stack tc_device wan_router wan_uml working_copy workspace",
+    " egress_hosts git_trees guest host_environments host_packages image installed_code machine measure nspawn"
+    " packages probe proof provenance providers remote shaping shipping site_networks sources stack tc_device"
+    " wan_router wan_uml working_copy workspace"
+    " given_host host_cleaner",
     "bookings builds cache commands doctor driver opening patch_commands phases progress smoke_acts testbed wan_acts",
     "__main__ cli",
 )
@@ -37,6 +38,8 @@ SHIPPED = frozenset(
         "code_proof",
         "code_recorder",
         "containers",
+        "given_host",
+        "host_cleaner",
         "host_environments",
         "host_packages",
         "installed_code",

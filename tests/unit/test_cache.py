@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import builds, cache, derived, enoslib_environment, image, machine
+from discovery_deploy import builds, cache, derived, enoslib_environment, git_trees, image, machine
 from discovery_deploy.errors import TestbedError
+from discovery_deploy.records import ProjectRecord
 from discovery_deploy.services import SERVICES
 
 
@@ -41,6 +42,61 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 UNUSED = {"images/old", "environments/rally-old", "environments/.rally-cut.partial", "environments/.rally-gone.removed"}
+
+
+@pytest.fixture
+def sources(place: Path, tmp_path: Path) -> dict[str, set[str]]:
+    """Two environments with a Keystone of a commit, and what they are made from: "live" is used, "gone" by nobody."""
+    repository = tmp_path / "keystone"
+    repository.mkdir()
+    git_trees.git(repository, "init", "--quiet")
+    found: dict[str, set[str]] = {}
+    for name, image_hash in (("gone", "old"), ("live", "live")):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        git_trees.git(repository, *who, "commit", "--quiet", "--allow-empty", "-m", name)
+        commit = git_trees.git(repository, "rev-parse", "HEAD").decode().strip()
+        git_trees.mirror(str(repository), place / "sources" / f"git-{name}")  # that of "gone" has only its own commit
+        source = f"git {repository} main, commit {commit}"
+        record = ProjectRecord(project="keystone", version=f"27.{name}", source=source, tree=name)
+        other = ProjectRecord(project="nova", version="31", source=f"version, sdist sha256 {commit}", tree=name)
+        environment = place / "environments" / f"openstack-{name}"
+        environment.mkdir()
+        (environment / "built.json").write_text(json.dumps({"image": image_hash}))
+        manifest = {"base": "openstack-new", "projects": [record.model_dump(), other.model_dump()]}
+        (environment / derived.MANIFEST).write_text(json.dumps(manifest))
+        wheel, sdist = f"wheels/{derived.wheel_name('new', record)}", f"sources/nova-31.{name}"
+        hashes = f"sources/{derived.hashes_name(environment)}"
+        for made in (wheel, sdist):
+            (place / made).mkdir(parents=True)
+        (place / hashes).write_text("{}")
+        (place / sdist / "sha256").write_text(f"{commit}\n")
+        found[name] = {f"environments/openstack-{name}", wheel, sdist, hashes, f"sources/git-{name}"}
+    (place / "sources" / "openstack-live-0-0.json").write_text("{}")  # of one that was made anew since
+    for made in ("pymysql-0.1", "pymysql-1.1.1"):
+        (place / "sources" / made).mkdir()
+    (place / "sources" / ".pymysql-0.1.lock").touch()
+    found["gone"] |= {"sources/openstack-live-0-0.json", "sources/pymysql-0.1"}
+    return found
+
+
+def test_what_environments_are_built_from_goes_with_the_last_that_is_used(
+    place: Path, sources: dict[str, set[str]]
+) -> None:
+    users = {entry.name: entry.used_by for entry in cache.entries(place)}
+    assert {users[name] for name in sources["live"]} == {("hosts of runs",)}
+    assert users["sources/pymysql-1.1.1"] == ("this version",)
+    assert {name for name, by in users.items() if not by} == UNUSED | sources["gone"]
+    assert {entry.name for entry in cache.prune(place)} == UNUSED | sources["gone"]
+    assert all((place / name).exists() for name in sources["live"])
+    assert not any((place / name).exists() for name in sources["gone"])
+    assert cache.prune(place) == []
+
+
+def test_a_copy_of_a_repository_that_is_being_fetched_stays(place: Path, sources: dict[str, set[str]]) -> None:
+    with (place / "sources" / ".git-gone.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        gone = {entry.name for entry in cache.prune(place)}
+    assert gone == UNUSED | sources["gone"] - {"sources/git-gone"}
 
 
 def test_everything_has_its_users(place: Path) -> None:

@@ -192,6 +192,67 @@ def test_a_program_that_fails_is_quoted() -> None:
         mariadb.run("sh", "-c", "echo no room >&2; exit 1")
 
 
+def test_a_program_that_does_not_end_is_not_waited_for() -> None:
+    with pytest.raises(mariadb.ServerError, match=r"sleep has not ended after 0\.1 s"):
+        mariadb.run("sleep", "60", limit_s=0.1)
+
+
+@pytest.mark.parametrize(
+    ("shown", "condition"),
+    [
+        ("ActiveState=failed\n", "stopped"),
+        ("ActiveState=inactive\nJob=\n", "stopped"),
+        ("ActiveState=failed\nJob=112\n", "ordered"),  # systemd has not begun it yet
+        ("ActiveState=activating\nJob=112\n", "ordered"),
+        ("ActiveState=activating\n", "running"),  # until it is started again
+        ("ActiveState=active\n", "running"),
+    ],
+)
+def test_a_server_has_stopped_only_when_no_start_is_ordered(
+    shown: str, condition: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mariadb, "run", lambda *command: shown)
+    assert mariadb.condition() == condition
+
+
+def test_a_server_that_is_to_be_restarted_is_not_asked_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    conditions = iter(["ordered", "ordered", "running"])
+    asked: list[str] = []
+    monkeypatch.setattr(mariadb, "condition", lambda server: next(conditions))
+    monkeypatch.setattr(mariadb, "sql", lambda statements, server: asked.append(statements))
+    monkeypatch.setattr(mariadb_databases.time, "sleep", lambda seconds: asked.append("pause"))
+    mariadb_databases.wait(mariadb.SERVERS["mariadb"], "lyon", "lyon-1", 60)
+    assert asked == ["pause", "pause", "DO 0"]
+
+
+@pytest.mark.parametrize(
+    ("state", "limit_s", "reason"),
+    [("failed", 600, "has stopped"), ("activating", 0, "does not answer after 0 s (nobody listens)")],
+)
+def test_a_server_that_does_not_come_up_is_named_with_its_site_and_log_and_left_at_rest(
+    state: str, limit_s: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, ...]] = []
+
+    def run(*command: str, stdin: str = "", limit_s: float = 0.0) -> str:
+        asked.append(command)
+        if command[0] == "mariadb":
+            raise mariadb.ServerError("nobody listens")
+        if "--value" in command:
+            return state
+        return f"ActiveState={state}\n" if "show" in command else "no room\n"
+
+    monkeypatch.setattr(mariadb, "run", run)
+    server = mariadb.SERVERS["site-mariadb"]
+    with pytest.raises(mariadb.ServerError) as caught:
+        mariadb_databases.wait(server, "lyon", "lyon-1", limit_s)
+    assert str(caught.value) == (
+        f"the database of site lyon does not come up: site-mariadb.service {reason}; "
+        "`journalctl -u site-mariadb.service` on lyon-1 ends:\nno room"
+    )
+    assert ("systemctl", "stop", "site-mariadb.service") in asked
+
+
 def test_units_are_chosen_by_their_state() -> None:
     shown = (
         "Id=a.service\nActiveState=active\n\nId=b.service\nActiveState=inactive\n\nId=c.service\nActiveState=failed\n"

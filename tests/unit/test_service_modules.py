@@ -211,6 +211,7 @@ def cloud() -> Iterator[dict[str, Any]]:
     }
     yield {
         "site": "oslo",
+        "address": "192.0.2.7",
         "region": "oslo",
         "keystone_url": f"{url}/v3",
         "admin_password": "x",
@@ -227,6 +228,29 @@ class TestApiCheck:
 
     def test_services_of_the_region_are_asked_and_no_others(self, cloud: dict[str, Any]) -> None:
         assert api_check.check(cloud, 0.0) == []
+
+    def test_what_runs_here_is_asked_here_when_the_catalogue_names_another_host(
+        self, cloud: dict[str, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        (tmp_path / "placement").touch()
+        monkeypatch.setattr(api_check, "statistics", lambda service: tmp_path / service)
+        counted: list[str] = []
+
+        def worker_requests(socket: str) -> list[int]:
+            counted.append(socket)
+            return [1, 1]
+
+        monkeypatch.setattr(api_check, "worker_requests", worker_requests)
+        there = "http://127.0.0.2:8778/placement"
+        endpoint = {"region": "oslo", "service": "placement", "type": "placement", "url": there}
+        own = {**endpoint, "url": "http://127.0.0.1:8778/placement"}
+        assert api_check.with_own([endpoint, {**endpoint, "service": "nova"}], "127.0.0.1")[2:] == [own]
+        assert api_check.with_own([own], "127.0.0.1") == [own]
+        assert api_check.silent_workers(endpoint, "127.0.0.1") == 0
+        assert not counted
+        cloud["address"] = "127.0.0.1"
+        assert api_check.check(cloud, 0.0) == []
+        assert counted == [str(tmp_path / "placement")]
 
     def test_an_error_names_service_region_and_url(self, cloud: dict[str, Any]) -> None:
         Cloud.answers["/resource_providers"] = (500, {"message": "no database"})

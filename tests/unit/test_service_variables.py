@@ -99,6 +99,26 @@ def test_the_catalogue_has_every_service_of_every_region() -> None:
     assert told("centralized").shared["keystone_urls"] == {"rennes": f"http://{RENNES}:5000/v3"}
 
 
+def test_of_two_keystones_of_a_region_the_catalogue_has_one_and_each_site_asks_its_own() -> None:
+    known = told("centralized", placement={"keystone": ["rennes", "oslo"], "nova": ["oslo"]})
+    assert known.shared["keystone_urls"] == {"rennes": f"http://{RENNES}:5000/v3"}
+    assert known.shared["keystone_sites"] == {"rennes": f"http://{RENNES}:5000/v3", "oslo": f"http://{OSLO}:5000/v3"}
+    for host, site in (("rennes-1", "rennes"), ("oslo-1", "oslo")):
+        own = known.hosts[host]
+        assert (own["keystone_site"], own["keystone_regions"]) == (site, ["rennes"])
+        assert own["keystone_database"] == known.hosts["rennes-1"]["keystone_database"]
+    assert known.hosts["oslo-1"]["nova_keystone_url"] == f"http://{OSLO}:5000/v3"
+    assert known.hosts["rennes-1"]["glance_keystone_url"] == f"http://{RENNES}:5000/v3"
+
+
+def test_a_keystone_that_serves_several_regions_is_asked_about_each() -> None:
+    known = told("regions", placement={"keystone": ["oslo", "rennes"]})
+    assert known.shared["keystone_sites"] == {"rennes": f"http://{RENNES}:5000/v3", "oslo": f"http://{OSLO}:5000/v3"}
+    assert known.shared["keystone_urls"]["new-york"] == f"http://{OSLO}:5000/v3"
+    assert known.hosts["rennes-1"]["keystone_regions"] == ["rennes"]
+    assert known.hosts["oslo-1"]["keystone_regions"] == ["new-york", "oslo"]
+
+
 def test_each_cell_is_mapped_with_its_own_database_and_virtual_host() -> None:
     hosts = told("cells").hosts
     api, cell = hosts["rennes-1"], hosts["ny-control"]

@@ -180,6 +180,50 @@ def test_a_fetched_archive_that_the_lock_does_not_hold_is_refused(tmp_path: Path
     assert "which the lock does not hold" in told
 
 
+@pytest.fixture
+def index(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A package index with oslo.db 18.0.0 alone; what was asked of it."""
+    asked: list[str] = []
+
+    def download(requirement: str, directory: Path) -> None:
+        asked.append(requirement)
+        if requirement.partition("==")[2] not in ("18.0", "18.0.0"):
+            raise sources.RefusedError(f"{requirement}: no source archive: none matches")
+        info = b"Metadata-Version: 2.1\nName: oslo.db\nVersion: 18.0.0\n"
+        files = {"PKG-INFO": info, "oslo_db/api.py": b"first\nsecond\nthird\n"}
+        archive(directory / "oslo_db-18.0.0.tar.gz", files, top="oslo_db-18.0.0")
+
+    monkeypatch.setattr(sources, "_download", download)
+    return asked
+
+
+def test_another_version_is_fetched_once_and_called_as_its_archive_says(tmp_path: Path, index: list[str]) -> None:
+    asked = {"sources": {"oslo.db": {"version": "18.0"}}, "patches": {"oslo.db": "series"}}
+    series(tmp_path / "series", "18.0.0")
+    (found,) = resolve(tmp_path, **asked)
+    assert resolve(tmp_path, **asked) == (found,)
+    assert index == ["oslo.db==18.0"]
+    assert (found.record.version, found.record.patches) == ("18.0.0", ("p.patch",))
+    assert found.record.source.startswith("version, sdist sha256 ")
+    series(tmp_path / "series", LOCKED.version)
+    (told,) = mistakes(tmp_path, **asked)
+    assert told.endswith(f"is made for oslo.db {LOCKED.version}; the source here is 18.0.0")
+
+
+def test_a_version_that_is_not_there_or_not_what_was_fetched_first(tmp_path: Path, index: list[str]) -> None:
+    (told,) = mistakes(tmp_path, sources={"oslo.db": {"version": "99.0"}})
+    assert told == "deployment.sources.oslo.db: oslo.db==99.0: no source archive: none matches"
+    (told,) = mistakes(tmp_path, sources={"oslo.db": {"version": "-r /etc/passwd"}})
+    assert told == 'deployment.sources.oslo.db: "-r /etc/passwd" is not a version'
+    assert len(index) == 1
+    resolve(tmp_path, sources={"oslo.db": {"version": "18.0"}})
+    (file,) = (tmp_path / "cache/sources/oslo-db-18.0").glob("*.tar.gz")
+    file.write_bytes(file.read_bytes() + b"\0")
+    (told,) = mistakes(tmp_path, sources={"oslo.db": {"version": "18.0"}})
+    assert "its sha256 is" in told
+    assert "remove its directory to fetch it again" in told
+
+
 # working copies
 
 
