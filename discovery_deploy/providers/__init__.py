@@ -10,17 +10,27 @@ from discovery_deploy.providers.base import ProviderInterface
 from discovery_deploy.providers.g5k import G5kProvider
 from discovery_deploy.providers.local import LocalProvider
 from discovery_deploy.providers.static import StaticProvider
+from discovery_deploy.providers.vagrant import VagrantProvider
 
 
 def _local() -> ProviderInterface:
     return LocalProvider(environments=stack.cache_directory() / "environments")
 
 
+def _vagrant() -> ProviderInterface:
+    return VagrantProvider(stack.cache_directory())
+
+
 def _g5k() -> ProviderInterface:
     return G5kProvider(stack.cache_directory())
 
 
-PROVIDERS: dict[str, Callable[[], ProviderInterface]] = {"local": _local, "g5k": _g5k, "static": StaticProvider}
+PROVIDERS: dict[str, Callable[[], ProviderInterface]] = {
+    "local": _local,
+    "vagrant": _vagrant,
+    "g5k": _g5k,
+    "static": StaticProvider,
+}
 """Type of a provider, as in experiment files -> what makes it."""
 
 
