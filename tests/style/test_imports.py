@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "discovery_deploy"
 
 LAYERS = (
-    "__init__ data deployment_mistakes errors provider_mistakes references services units",
+    "__init__ data deployment_mistakes errors placement provider_mistakes references services units",
     "deployment model provider_models source_model strict",
     "enos_import enos_network enos_provider enos_reading enos_sites "
     "campaign campaign_mistakes config crossings documents egress fields inventory mistakes patch_series rally"
