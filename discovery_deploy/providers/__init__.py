@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from discovery_deploy import stack
 from discovery_deploy.errors import ExperimentError
+from discovery_deploy.nested import Nested
 from discovery_deploy.providers.base import ProviderInterface
 from discovery_deploy.providers.local import LocalProvider
 from discovery_deploy.providers.static import StaticProvider
@@ -15,7 +16,11 @@ def _local() -> ProviderInterface:
     return LocalProvider(environments=stack.cache_directory() / "environments")
 
 
-PROVIDERS: dict[str, Callable[[], ProviderInterface]] = {"local": _local, "static": StaticProvider}
+def _static() -> ProviderInterface:
+    return Nested("static", StaticProvider())
+
+
+PROVIDERS: dict[str, Callable[[], ProviderInterface]] = {"local": _local, "static": _static}
 """Type of a provider, as in experiment files -> what makes it."""
 
 

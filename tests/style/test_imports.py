@@ -23,9 +23,10 @@ LAYERS = (
     " wan_readback wording",
     "enoslib_roles "
     "ansible apt_archive bench cgroups clients cloud_probe code_proof code_recorder containers contents derived"
-    " egress_hosts git_trees guest host_environments host_packages image installed_code machine measure nspawn"
+    " egress_hosts git_trees guest host_environments host_packages image installed_code machine machine_calls"
+    " machine_plans measure nested nested_machine nesting nspawn"
     " packages probe proof provenance providers remote shaping shipping site_networks sources stack tc_device"
-    " wan_router wan_uml working_copy workspace"
+    " wan_router wan_tunnels wan_uml working_copy workspace"
     " given_host host_cleaner",
     "builds cache commands doctor driver opening patch_commands phases progress smoke_acts testbed wan_acts",
     "__main__ cli",
@@ -44,11 +45,14 @@ SHIPPED = frozenset(
         "host_packages",
         "installed_code",
         "machine",
+        "machine_plans",
+        "nested_machine",
         "nspawn",
         "probe",
         "site_networks",
         "tc_device",
         "wan_router",
+        "wan_tunnels",
         "wan_uml",
     }
 )
