@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from discovery_deploy import stack
 from discovery_deploy.errors import ExperimentError
-from discovery_deploy.nested import Nested
 from discovery_deploy.providers.base import ProviderInterface
 from discovery_deploy.providers.local import LocalProvider
 from discovery_deploy.providers.static import StaticProvider
@@ -16,11 +15,18 @@ def _local() -> ProviderInterface:
     return LocalProvider(environments=stack.cache_directory() / "environments")
 
 
-def _static() -> ProviderInterface:
-    return Nested("static", StaticProvider())
+def _nesting(name: str, make: Callable[[], ProviderInterface]) -> Callable[[], ProviderInterface]:
+    """Makes a provider whose machines may hold several hosts."""
+
+    def made() -> ProviderInterface:
+        from discovery_deploy.nested import Nested  # which stands on this package
+
+        return Nested(name, make())
+
+    return made
 
 
-PROVIDERS: dict[str, Callable[[], ProviderInterface]] = {"local": _local, "static": _static}
+PROVIDERS: dict[str, Callable[[], ProviderInterface]] = {"local": _local, "static": _nesting("static", StaticProvider)}
 """Type of a provider, as in experiment files -> what makes it."""
 
 
