@@ -17,6 +17,8 @@ from discovery_deploy import (
     clients,
     image,
     inventory,
+    nested,
+    nesting,
     proof,
     shipping,
     smoke,
@@ -277,8 +279,8 @@ class Testbed:
         return f"{len(lease.hosts)} hosts at {len(experiment.sites)} sites, WAN router: {lease.router}"
 
     def _image(self, experiment: Experiment) -> Path:
-        """The tree that hosts are made of; where they are machines, the one in which environments are built."""
-        services = experiment.deployment.services if experiment.provider.type == "local" else ("keystone",)
+        """The tree that hosts are made of; where they are no containers, the one in which environments are built."""
+        services = experiment.deployment.services if nesting.hosts_are_containers(experiment) else ("keystone",)
         return image.base_image(self.cache, self.announce.line, builds.variant(services))
 
     def environments(self, experiment: Experiment) -> builds.Environments:
@@ -305,6 +307,8 @@ class Testbed:
         if self.lease.software == "shipped":
             sent = shipping.ship(self.remote, self.lease, experiment, environments, self.cache, self.announce.line)
             self.workspace.save(SOFTWARE, Software(hosts=sent))
+        elif nested.machine_lease(self.lease) is not None:
+            nested.bring_environments(self.lease, experiment, environments, self.cache, self.announce.line)
 
     def _prepare(self, experiment: Experiment) -> str:
         self._bring_software(experiment)
