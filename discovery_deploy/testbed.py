@@ -184,6 +184,9 @@ class Testbed:
                 self.announce.line(f"no longer running: {', '.join(dead)}; they are started again")
                 return PHASES[: PHASES.index(until) + 1]
             self._checked_alive = True
+            if "constrain" not in stale and until == "verify" and (lost := self.wan.lost()):
+                self.announce.line(f"the WAN is shaped again: {lost[0]}")
+                return PHASES[PHASES.index("constrain") :]
         return stale
 
     def _dead_hosts(self) -> list[str]:
@@ -312,6 +315,7 @@ class Testbed:
 
     def _prepare(self, experiment: Experiment) -> str:
         self._bring_software(experiment)
+        self.wan.check(experiment)
         self._playbook("prepare", experiment)
         return ""
 
