@@ -327,6 +327,7 @@ class OnVagrant(Bed):
     """
 
     type = "vagrant"
+    marks = (pytest.mark.extended,)
     tool = ("vagrant", "vagrant")
     complete = False
     dies_in = ("state/vagrant/pair/request.json", "fake/state.json")

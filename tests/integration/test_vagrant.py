@@ -57,7 +57,7 @@ def reserve(bed: VagrantBed) -> dict[str, str]:
 
 
 def on(bed: VagrantBed, host: str, command: str) -> str:
-    return bed.well("ssh", "--experiment", NAME, host, "sh", "-c", command, limit_s=120.0)
+    return bed.well("ssh", "--experiment", NAME, host, command, limit_s=120.0)
 
 
 def everything(bed: VagrantBed) -> list[str]:
