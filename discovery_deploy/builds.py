@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from discovery_deploy import apt_archive, derived, enoslib_environment, guest, image, stack
+from discovery_deploy import apt_archive, box, derived, enoslib_environment, guest, image, stack
 from discovery_deploy.data import data_directory
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.model import Deployment, Strict
@@ -148,7 +148,7 @@ def inputs(release: str, services: Sequence[str], guests: bool = False, code: Se
 
 
 def current() -> frozenset[str]:
-    """What this version uses of the cache: `images/<hash>`, `environments/<kind>-<hash>`, archives, `tools/...`."""
+    """What this version uses of the cache: images, environments, EnOSlib, the box, by their paths there."""
     base = image.image_hash()
     names = {f"images/{image.image_hash(kind)}" for kind in get_args(image.Variant)}
     names |= {f"{apt_archive.FOLDER}/{apt_archive.archive_name(kind)}" for kind in get_args(image.Variant)}
@@ -156,6 +156,7 @@ def current() -> frozenset[str]:
         f"environments/rally-{stack.environment_hash('rally', base)}",
         f"environments/guest-{guest.guest_hash(base)}",
         f"tools/{enoslib_environment.environment_name()}",
+        f"{box.FOLDER}/{box.box_hash()}",
     }
     for release in get_args(Deployment.model_fields["release"].annotation):
         openstack = stack.environment_hash("openstack", base, release)

@@ -19,16 +19,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
-from discovery_deploy import builds, derived, stack
+from discovery_deploy import box, builds, derived, stack
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.git_trees import commit_of
 from discovery_deploy.machine import Plan
 from discovery_deploy.model import Deployment, Strict
-from discovery_deploy.providers import local
+from discovery_deploy.providers import local, vagrant
 from discovery_deploy.records import ProjectRecord
 from discovery_deploy.sources import lock_entries
 
-FOLDERS = ("images", "environments", "archives", "tools", "wheels", "sources")
+FOLDERS = ("images", "environments", "archives", "wheels", "sources", "tools", "boxes")
 """Of the cache: what is in them is made once and never changed, but for copies of repositories, which grow."""
 KEPT = {
     "downloads": "the next build",
@@ -149,6 +149,7 @@ class _Users:
         self.cache = cache
         self.current = builds.current()
         self.mounted = _mount_tables()
+        self.boxes = vagrant.boxes_in_use(local.state_directory() / vagrant.FOLDER)
         self.hosts = [(str(plan.get("experiment")), Path(str(plan.get("base"))), _noted(plan)) for plan in plans]
 
     def of(self, name: str) -> tuple[str, ...]:
@@ -162,6 +163,8 @@ class _Users:
         image = path if name.startswith("images/") else self.cache / "images" / str(_built_in(path))
         users = ["this version"] if name in self.current else []
         users += [f"hosts of {title}" for title, base, noted in self.hosts if base == image or path.name in noted]
+        if name.startswith(f"{box.FOLDER}/"):
+            users += [f"hosts of {title}" for title in self.boxes.get(path.name, ())]
         if not users and re.search(rf"(?<![\w-]){re.escape(path.name)}(?![\w-])", self.mounted):
             users.append("a mount")
         return tuple(users)

@@ -21,6 +21,7 @@ from rich.console import Console
 from discovery_deploy import (
     __version__,
     bookings,
+    box_commands,
     cache,
     campaign,
     commands,
@@ -53,6 +54,7 @@ app = typer.Typer(
 cache_app = typer.Typer(no_args_is_help=True, help="What was built once for all experiments of this machine.")
 app.add_typer(cache_app, name="cache")
 app.add_typer(patch_commands.app, name="patch")
+app.add_typer(box_commands.app, name="box")
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="The experiment file.", show_default=False)]
 Folder = Annotated[

@@ -125,7 +125,11 @@ def base_image(cache: Path, progress: Progress, variant: Variant = "base") -> Pa
 
 
 def bake_command(
-    tree: Path, sources: Mapping[str, str], apt_options: Sequence[str], base: Path | None = None
+    tree: Path,
+    sources: Mapping[str, str],
+    apt_options: Sequence[str],
+    base: Path | None = None,
+    hooks: Sequence[str] = (*FULL_HOOKS, IDENTITY_HOOK),
 ) -> list[str]:
     """The mmdebstrap command line that makes `tree`.
 
@@ -133,7 +137,8 @@ def bake_command(
         tree: where.
         sources: suite -> address of its archive.
         apt_options: apt configuration lines needed to reach the archives; not kept in the tree.
-        base: tree of the variant `base`; given, the variant `full` is made from a copy of it.
+        base: tree of the variant `base`; given, `tree` is made from a copy of it.
+        hooks: shell commands that change the copy, whose path is "$1"; default: those of the variant `full`.
     """
     options = ["--mode=root", "--format=directory", "--dpkgopt=force-unsafe-io"]
     options += ['--aptopt=Acquire::Languages "none"', *(f"--aptopt={line}" for line in apt_options)]
@@ -144,7 +149,7 @@ def bake_command(
         options += [f"--customize-hook={hook}" for hook in HOOKS]
     else:  # the copy brings its own apt sources and rules, which are the same, and all that is set up before
         options += ["--variant=custom", f'--setup-hook=cp -a --reflink=auto {shlex.quote(str(base))}/. "$1"']
-        options += [f"--customize-hook={hook}" for hook in (*FULL_HOOKS, IDENTITY_HOOK, HOOKS[-1])]
+        options += [f"--customize-hook={hook}" for hook in (*hooks, HOOKS[-1])]
     lines = [f"deb {address} {suite} main" for suite, address in sources.items()]
     return ["mmdebstrap", *options, RELEASE, str(tree), *lines]
 

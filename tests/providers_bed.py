@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,9 +20,10 @@ from discovery_deploy.providers.base import Lease, ProviderInterface
 from discovery_deploy.providers.g5k import G5kProvider
 from discovery_deploy.providers.local import LocalProvider
 from discovery_deploy.providers.static import StaticProvider
+from discovery_deploy.providers.vagrant import VagrantProvider
 from tests.integration.g5k_bed import fake_grid5000
 from tests.integration.leftovers import Snapshot, left_behind
-from tests.integration.local_bed import LocalBed, kill_now
+from tests.integration.local_bed import LocalBed, experiment, kill_now
 
 SITES = ("paris", "lyon")
 
@@ -34,6 +38,8 @@ class Bed(ABC):
     type: str
     tool: tuple[str, str]
     """A command without which nothing works, and the Debian package that brings it."""
+    complete = True
+    """Whether a machine where these tests run has all that the provider needs."""
     dies_in: tuple[str, ...] = ()
     """Files that appear while hosts are reserved, as patterns below the folder: there a driver is killed."""
 
@@ -314,7 +320,71 @@ def _owned() -> Experiment:
     return experiment("machines", *SITES)
 
 
-BEDS: dict[str, type[Bed]] = {"local": OnLocal, "static": OnStatic, "g5k": OnG5k}
+class OnVagrant(Bed):
+    """The real EnOSlib over a Vagrant and a virsh that only look so; real ones: tests/integration/test_vagrant.py.
+
+    Their machines are containers of another experiment: an emulated machine takes minutes to start, and this suite
+    starts some thirty.
+    """
+
+    type = "vagrant"
+    marks = (pytest.mark.extended,)
+    tool = ("vagrant", "vagrant")
+    complete = False
+    dies_in = ("state/vagrant/pair/request.json", "fake/state.json")
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        owner = folder / "owner"
+        owner.mkdir()
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(owner / "id")], check=True)
+        self.owner = LocalBed(self.image, owner / "id", owner)
+        machines = self.owner.reserve(experiment("vmachines", *SITES))
+        self.fake, programs = folder / "fake", folder / "programs"
+        for made in (self.fake, programs):
+            made.mkdir()
+        pool = {host.name: {"address": host.management_address, "key": str(self.owner.key)} for host in machines.hosts}
+        (self.fake / "pool.json").write_text(json.dumps(pool))
+        for name in ("vagrant", "virsh"):
+            program = Path(__file__).with_name("fake_vagrant.py")
+            (programs / name).write_text(f'#!/bin/sh\nexec {sys.executable} -I {program} {name} "$@"\n')
+            (programs / name).chmod(0o755)
+        for name in ("dnsmasq", "qemu-system-x86_64"):
+            (programs / name).symlink_to("/bin/false")
+        self.before = dict(os.environ)
+        os.environ["PATH"] = f"{programs}:{os.environ['PATH']}"
+        os.environ["FAKE_VAGRANT"] = str(self.fake)
+
+    def provider(self) -> VagrantProvider:
+        return VagrantProvider(stack.cache_directory(), self.folder / "state")
+
+    def section(self) -> dict[str, Any]:
+        return {"type": "vagrant", "box": "paper"}
+
+    def kill(self, lease: Lease, host: str) -> None:
+        subprocess.run(["virsh", "--connect", "x", "destroy", f"dd_pair_{host}"], check=True)
+
+    def left(self) -> list[str]:
+        state = self.fake / "state.json"
+        made = json.loads(state.read_text()) if state.exists() else {}
+        return [*(name for kind in made.values() for name in kind), *map(str, (self.folder / "state").glob("*"))]
+
+    def refused(self) -> tuple[dict[str, Any], str] | None:
+        return {**self.section(), "box": "nobody/has-it"}, 'Vagrant has no box "nobody/has-it"'
+
+    def never_up(self) -> tuple[dict[str, Any], Path, str] | None:
+        return {**self.section(), "extra": "# lyon-1 never boots"}, self.image, "lyon-1: `.*vagrant up"
+
+    def end(self) -> None:
+        try:
+            self.release()
+        finally:
+            self.owner.release_all()
+            os.environ.clear()
+            os.environ.update(self.before)
+
+
+BEDS: dict[str, type[Bed]] = {"local": OnLocal, "vagrant": OnVagrant, "static": OnStatic, "g5k": OnG5k}
 
 
 @contextmanager

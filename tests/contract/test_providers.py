@@ -214,7 +214,8 @@ def test_a_missing_tool_is_said_with_the_command_that_installs_it(
     monkeypatch.setenv("HOME", str(tmp_path))
     BEDS[name].furnish(tmp_path)
     provider = provider_named(name)
-    assert provider.lacks() == []
+    if BEDS[name].complete:
+        assert provider.lacks() == []
     monkeypatch.setenv("PATH", "/nowhere")
     lacks = {lack.what: lack.command for lack in provider.lacks()}
     assert lacks[f"the command {tool}"] == f"apt-get install -y {package}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import builds, cache, derived, enoslib_environment, git_trees, image, machine
+from discovery_deploy import box, builds, cache, derived, enoslib_environment, git_trees, image, machine
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.records import ProjectRecord
 from discovery_deploy.services import SERVICES
@@ -157,7 +157,8 @@ def test_this_version_s_things_are_those_that_it_would_build() -> None:
             f"environments/{derived.derived_name(openstack, ())}",
         }
     assert f"tools/{enoslib_environment.environment_name()}" in names
-    assert len(names) == 11  # and the guest, and the carried archives: nothing else is kept
+    assert f"boxes/{box.box_hash()}" in names
+    assert len(names) == 12  # and the guest, and the carried archives: nothing else is kept
 
 
 def test_two_builds_go_side_by_side() -> None:

@@ -1,0 +1,92 @@
+"""The first login on a machine that is new: with the key of whoever made it; afterwards root has the experiment's.
+
+It is also looked at what machine it is: roles are written for Debian 12.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+
+from discovery_deploy.errors import TestbedError
+from discovery_deploy.strict import Strict
+from discovery_deploy.vagrant_plan import Way
+
+LIMIT_S = 180.0
+RELEASE = ("debian", "12")
+"""ID and VERSION_ID of os-release on hosts."""
+
+SCRIPT = """\
+set -eu
+. /etc/os-release
+if ! command -v python3 >/dev/null; then echo "no python3" >&2; exit 10; fi
+mkdir -p -m 700 /root/.ssh
+touch /root/.ssh/authorized_keys
+chmod 600 /root/.ssh/authorized_keys
+grep -qxF "$KEY" /root/.ssh/authorized_keys || printf '%s\\n' "$KEY" >> /root/.ssh/authorized_keys
+printf %s "$HOSTS" > /etc/hosts
+printf '%s %s\\n' "$ID" "$VERSION_ID"
+ip -j -4 address show
+"""
+"""Run by sh as root; prints the release and what `ip` shows."""
+
+
+class Entered(Strict):
+    """What was seen on a machine."""
+
+    address: str
+    """Its address on the network of the sites."""
+    device: str
+    """Its network device with that address."""
+
+
+def way_in(way: Way) -> list[str]:
+    """The ssh command line that runs `sh` as root on a machine, with the key of whoever made it. Pure."""
+    options = {
+        "IdentitiesOnly": "yes", "StrictHostKeyChecking": "no", "UserKnownHostsFile": "/dev/null",
+        "GlobalKnownHostsFile": "/dev/null", "LogLevel": "ERROR", "BatchMode": "yes", "ConnectTimeout": "30",
+    }  # fmt: skip
+    words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
+    shell = "sh -s" if way.user == "root" else "sudo -n sh -s"
+    return ["ssh", "-F", "/dev/null", *words, "-i", way.key, "-p", str(way.port), f"{way.user}@{way.address}", shell]
+
+
+def enter(name: str, way: Sequence[str], public_key: str, addresses: Mapping[str, str]) -> Entered:
+    """Let the experiment's key in for root, tell the machine the others' names, and see what it is.
+
+    Args:
+        name: of the host.
+        way: command line that runs `sh` as root there, with its script on standard input.
+        public_key: may log in as root from now on.
+        addresses: host -> site address, of all hosts.
+    Raises:
+        TestbedError: it does not answer, is not Debian 12, lacks Python, or does not have its address.
+    """
+    lines = ["127.0.0.1 localhost", *(f"{address} {host}" for host, address in sorted(addresses.items()))]
+    given = {"KEY": public_key.strip(), "HOSTS": "\n".join(lines) + "\n"}
+    script = "".join(f"{key}={shlex.quote(value)}\n" for key, value in given.items()) + SCRIPT
+    try:
+        done = subprocess.run(way, input=script, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise TestbedError(f"{name}: no answer by ssh within {LIMIT_S:g} s", "Reserve again, or release.") from None
+    if done.returncode:
+        said = done.stderr.strip() or f"status {done.returncode}"
+        raise TestbedError(f"{name}: the first login failed: {said}", "Look at the box, its `user` and its packages.")
+    return seen(name, done.stdout, addresses[name])
+
+
+def seen(name: str, printed: str, address: str) -> Entered:
+    """What follows from what the script printed. Pure.
+
+    Raises:
+        TestbedError: it is not Debian 12, or no device has the address.
+    """
+    release, _, shown = printed.partition("\n")
+    if tuple(release.split()) != RELEASE:
+        raise TestbedError(f"{name}: it is {release}; hosts must be Debian 12", "Choose another box.")
+    for link in json.loads(shown):
+        if any(one.get("local") == address for one in link["addr_info"]):
+            return Entered(address=address, device=link["ifname"])
+    raise TestbedError(f"{name}: none of its network devices has the address {address}", "Release, and reserve again.")
