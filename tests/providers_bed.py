@@ -260,6 +260,7 @@ class OnG5k(Bed):
         work.mkdir()
         patched = self.held.enter_context(pytest.MonkeyPatch.context())
         self.fake = self.held.enter_context(fake_grid5000(work, self.image, patched))
+        self.fake.key = self.key
 
     def provider(self) -> G5kProvider:
         entrance = self.folder / "world" / "bin" / "python"  # EnOSlib's, in the fake's network
