@@ -319,7 +319,8 @@ def _proxy_command(own: Workspace, name: str) -> str:
     """
     ssh = f"ssh -F {shlex.quote(str(own.ssh_config))}"
     lock = shlex.quote(str(own.path / f"{name}.lock"))
-    script = f"flock -o {lock} {ssh} {name} true && exec {ssh} -o ControlMaster=no -W '[%h]:%p' {name}"
+    # -n: the first ssh must not read what the second one is to pass on
+    script = f"flock -o {lock} {ssh} -n {name} true > /dev/null && exec {ssh} -o ControlMaster=no -W '[%h]:%p' {name}"
     return f"sh -c {shlex.quote(script)}".replace("%", "%%").replace("[%%h]:%%p", "[%h]:%p")
 
 

@@ -28,7 +28,6 @@ INIT = """#!/bin/sh
 set -e
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 mount -t proc proc /proc
-mount -t devtmpfs dev /dev
 mount -t tmpfs tmpfs /mnt
 mkdir -p /mnt/modules/lib/modules /mnt/disk /mnt/root
 ln -s "/usr/lib/uml/modules/$(uname -r)" "/mnt/modules/lib/modules/$(uname -r)"
@@ -47,7 +46,7 @@ mount --bind /mnt/disk/lib /mnt/root/var/lib
 ip link set lo up
 ip address add {address}/24 dev vec0
 ip link set vec0 up
-umount /dev /proc
+umount /proc
 exec switch_root /mnt/root /lib/systemd/systemd systemd.show_status=0
 """
 

@@ -172,6 +172,7 @@ class TestReserve:
         assert "machine-2" in command
         assert "machine-1" not in command
         assert command.count("%") == 2
+        assert " -n machine-2 true" in command  # it would eat what ssh says to the host
         config = Path(lease.details["machines_ssh_config"])
         assert config.stat().st_mode & 0o777 == 0o600
         assert "Host machine-2 192.0.2.1\n  HostName 192.0.2.1\n  Port 2222\n" in config.read_text()
