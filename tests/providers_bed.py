@@ -164,7 +164,7 @@ class OnLocal(Bed):
 
     def never_up(self) -> tuple[dict[str, Any], Path, str] | None:
         image = self.folder / "no-init"
-        image.mkdir(exist_ok=True)
+        (image / "usr").mkdir(parents=True, exist_ok=True)
         return self.section(), image, "-1: "
 
 
