@@ -13,7 +13,7 @@ TEST_STAMP := $(VENV)/.installed-tests
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: demo test style unit integration machines bench install clean help
+.PHONY: demo test style unit integration extended machines bench install clean help
 
 help: ## What can be made
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -52,7 +52,10 @@ unit: $(TEST_STAMP)
 	$(BIN)/python -m pytest -q tests -m "not integration" -n auto
 
 integration: $(TEST_STAMP)
-	$(BIN)/python -m pytest -q tests -m "integration and not machines" -p no:randomly --durations=25
+	$(BIN)/python -m pytest -q tests -m "integration and not machines and not extended" -p no:randomly --durations=25
+
+extended: $(TEST_STAMP) ## Integration tests that `make test` leaves out for their time
+	$(BIN)/python -m pytest -q tests -m "extended and not machines" -p no:randomly --durations=10
 
 machines: $(TEST_STAMP) ## Tests on virtual machines; installs Vagrant, libvirt and QEMU
 	$(call apt_install,$(APT_MACHINE_NEEDS))

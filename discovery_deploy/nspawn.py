@@ -112,7 +112,8 @@ def _volatile(plan: Plan) -> bool:
 
 def identity_files(plan: Plan, host: Host) -> dict[str, tuple[str, int]]:
     """Path -> (text, mode) of what tells a host who it is. Pure."""
-    names = sorted((entry["name"], entry["site_address"]) for entry in plan["hosts"])
+    elsewhere = (pair for peer in plan.get("peers", ()) for pair in peer["hosts"].items())
+    names = sorted([*((entry["name"], entry["site_address"]) for entry in plan["hosts"]), *elsewhere])
     lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in names)]
     return {
         "etc/hostname": (f"{host['name']}\n", 0o644),

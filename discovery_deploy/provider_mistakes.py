@@ -6,11 +6,12 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from discovery_deploy.placement import placed
 from discovery_deploy.references import Mistake, Place, near, site_names
 
 if TYPE_CHECKING:
     from discovery_deploy.model import Experiment
-    from discovery_deploy.provider_models import Grid5000, Machines, Static
+    from discovery_deploy.provider_models import Grid5000, Machines, Static, Vagrant
 
 _PROVIDER: Place = ("provider",)
 
@@ -18,6 +19,8 @@ _PROVIDER: Place = ("provider",)
 def provider_mistakes(experiment: Experiment) -> Iterable[Mistake]:
     """What does not fit between a provider and the sites, in the order of the file."""
     provider = experiment.provider
+    if provider.type != "local":
+        yield from _too_large(experiment, provider)
     if provider.type == "static":
         yield from _machines(experiment, provider)
     elif provider.type == "g5k":
@@ -25,14 +28,23 @@ def provider_mistakes(experiment: Experiment) -> Iterable[Mistake]:
         yield from _servers(experiment, provider)
 
 
+def _too_large(experiment: Experiment, provider: Vagrant | Grid5000 | Static) -> Iterable[Mistake]:
+    most = provider.hosts_per_machine
+    for index, site in enumerate(experiment.sites):
+        if most is not None and len(site.hosts) > most:
+            message = f'site "{site.name}" has {len(site.hosts)} hosts, and they stay together on one machine'
+            yield Mistake((*_PROVIDER, "hosts_per_machine"), message, (("sites", index),))
+
+
 def _machines(experiment: Experiment, provider: Static) -> Iterable[Mistake]:
     hosts = [host.name for site in experiment.sites for host in site.hosts]
+    most = provider.hosts_per_machine
     given: dict[str, Place] = {}
     addresses: dict[str, Place] = {}
     listening: dict[str, Place] = {}
     for index, machine in enumerate(provider.machines):
         where: Place = ("provider", "machines", index)
-        if machine.host not in hosts:
+        if machine.host not in hosts and most is None:
             meant = near(machine.host, hosts)
             hint = f'did you mean "{meant}"?' if meant else f"the hosts are {', '.join(hosts)}"
             yield Mistake((*where, "host"), f'no host "{machine.host}"; {hint}', (("sites",),))
@@ -48,9 +60,22 @@ def _machines(experiment: Experiment, provider: Static) -> Iterable[Mistake]:
             if at in listening:
                 yield Mistake((*where, field), f'"{at}" is where a machine above listens', (listening[at],))
             listening.setdefault(at, (*where, field))
-    for name in hosts:
+    if most is not None:
+        yield from _too_few(experiment, provider, most)
+    for name in hosts if most is None else ():
         if name not in given:
             yield Mistake(("provider", "machines"), f'no machine for host "{name}"', (("sites",),))
+
+
+def _too_few(experiment: Experiment, provider: Static, most: int) -> Iterable[Mistake]:
+    sizes = {site.name: len(site.hosts) for site in experiment.sites}
+    if max(sizes.values()) > most:
+        return
+    needed, given = len(placed(sizes, most)), len(provider.machines)
+    if needed > given:
+        there = "is 1" if given == 1 else f"are {given}"
+        message = f"{needed} machines are needed for {sum(sizes.values())} hosts, and there {there}"
+        yield Mistake((*_PROVIDER, "machines"), message, (("sites",), (*_PROVIDER, "hosts_per_machine")))
 
 
 def _sites(experiment: Experiment, provider: Grid5000) -> Iterable[Mistake]:

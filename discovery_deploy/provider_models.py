@@ -40,6 +40,15 @@ _PACKAGES_TEXT = (
 )
 
 
+_HOSTS_PER_MACHINE = Field(
+    None,
+    ge=1,
+    le=200,
+    description="How many hosts share a machine, as containers on it; the hosts of a site stay together. "
+    "Default: every host is a machine.",
+)
+
+
 class Local(Strict):
     """This machine: every host is a system container."""
 
@@ -57,6 +66,7 @@ class Vagrant(Strict):
     user: Text = Field("root", description="Whom the box lets in with Vagrant's key; root, or one with `sudo -n`.")
     extra: str = Field("", description="More text for the Vagrantfile, in Vagrant's language, as it is.")
     packages: Packages = Field("carried", description=_PACKAGES_TEXT)
+    hosts_per_machine: Count | None = _HOSTS_PER_MACHINE
 
 
 class Machines(Strict):
@@ -100,6 +110,7 @@ class Grid5000(Strict):
         None, description="Whether ssh goes through access.grid5000.fr; default: unless this machine is in Grid'5000."
     )
     packages: Packages = Field("network", description=_PACKAGES_TEXT)
+    hosts_per_machine: Count | None = _HOSTS_PER_MACHINE
 
     @model_validator(mode="after")
     def _vlans_need_a_deployment(self) -> Grid5000:
@@ -111,7 +122,9 @@ class Grid5000(Strict):
 class Machine(Strict):
     """A machine given by hand, and how it is reached."""
 
-    host: HostName = Field(description="The host of the experiment that it is.")
+    host: HostName = Field(
+        description="The host of the experiment that it is; with `hosts_per_machine` a name of its own."
+    )
     address: Text = Field(description="Address or name, for ssh.")
     user: Text = Field("root", description="Whom ssh logs in as.")
     port: Count = Field(22, ge=1, le=65535, description="Port of its sshd.")
@@ -160,11 +173,14 @@ class Static(Strict):
     """Machines given by hand, reached by ssh; `release` leaves them as they were found."""
 
     type: Literal["static"] = Field(description="`static`: hosts are machines given by hand.")
-    machines: tuple[Machine, ...] = Field(min_length=1, description="The machines, one for each host.")
+    machines: tuple[Machine, ...] = Field(
+        min_length=1, description="The machines: one for each host, or with `hosts_per_machine` enough of them."
+    )
     packages: Packages = Field("network", description=_PACKAGES_TEXT)
     remove_packages: StrictBool = Field(
         False, description="Whether `release` also removes the Debian packages that were not there before."
     )
+    hosts_per_machine: Count | None = _HOSTS_PER_MACHINE
 
 
 Provider = Annotated[Local | Vagrant | Grid5000 | Static, Field(discriminator="type")]

@@ -144,11 +144,18 @@ def _tc(options: Sequence[str], lines: str) -> str:
 def kernel_lacks() -> tuple[str, str] | None:
     """The first of `KERNEL_PARTS` that this kernel has not, and what the attempt said; None when it can shape.
 
-    Modules are loaded. Tried in a network namespace without a name, which ends with the command.
+    Tried in a network namespace without a name, which ends with the command; the kernel loads modules by itself, where
+    it does not, modprobe does.
     """
+    if _missing_part() is None:
+        return None
     for module in KERNEL_PARTS:
-        with suppress(FileNotFoundError):  # without modprobe: they may be built in, or loaded
+        with suppress(FileNotFoundError):
             subprocess.run(["modprobe", "-q", module], capture_output=True, check=False)
+    return _missing_part()
+
+
+def _missing_part() -> tuple[str, str] | None:
     steps = " && ".join(f"echo {module} && {commands}" for module, commands in KERNEL_PARTS.items())
     tried = subprocess.run(["unshare", "--net", "sh", "-c", steps], capture_output=True, text=True, check=False)
     if tried.returncode == 0:

@@ -17,6 +17,8 @@ from discovery_deploy import (
     clients,
     image,
     inventory,
+    nested,
+    nesting,
     proof,
     shipping,
     smoke,
@@ -182,6 +184,9 @@ class Testbed:
                 self.announce.line(f"no longer running: {', '.join(dead)}; they are started again")
                 return PHASES[: PHASES.index(until) + 1]
             self._checked_alive = True
+            if "constrain" not in stale and until == "verify" and (lost := self.wan.lost()):
+                self.announce.line(f"the WAN is shaped again: {lost[0]}")
+                return PHASES[PHASES.index("constrain") :]
         return stale
 
     def _dead_hosts(self) -> list[str]:
@@ -277,8 +282,8 @@ class Testbed:
         return f"{len(lease.hosts)} hosts at {len(experiment.sites)} sites, WAN router: {lease.router}"
 
     def _image(self, experiment: Experiment) -> Path:
-        """The tree that hosts are made of; where they are machines, the one in which environments are built."""
-        services = experiment.deployment.services if experiment.provider.type == "local" else ("keystone",)
+        """The tree that hosts are made of; where they are no containers, the one in which environments are built."""
+        services = experiment.deployment.services if nesting.hosts_are_containers(experiment) else ("keystone",)
         return image.base_image(self.cache, self.announce.line, builds.variant(services))
 
     def environments(self, experiment: Experiment) -> builds.Environments:
@@ -305,9 +310,12 @@ class Testbed:
         if self.lease.software == "shipped":
             sent = shipping.ship(self.remote, self.lease, experiment, environments, self.cache, self.announce.line)
             self.workspace.save(SOFTWARE, Software(hosts=sent))
+        elif nested.machine_lease(self.lease) is not None:
+            nested.bring_environments(self.lease, experiment, environments, self.cache, self.announce.line)
 
     def _prepare(self, experiment: Experiment) -> str:
         self._bring_software(experiment)
+        self.wan.check(experiment)
         self._playbook("prepare", experiment)
         return ""
 

@@ -41,15 +41,28 @@ class Wan:
 
     def bring(self, shapes: Shapes) -> None:
         """Bring the WAN to these shapes: by changes that lose no packet where it is known what is there."""
-        known = self.workspace.load(SHAPES, wan.AppliedShapes)
+        old = self._applied()
         # What is there is unknown from before the change until after it.
         (self.workspace.path / SHAPES).unlink(missing_ok=True)
-        old = {(path.source, path.destination): path.shape for path in known.paths} if known else {}
         shaping.bring(self.shaper, old, shapes)
         paths = [
             wan.AppliedPath(source=pair[0], destination=pair[1], shape=shape) for pair, shape in sorted(shapes.items())
         ]
         self.workspace.save(SHAPES, wan.AppliedShapes(paths=tuple(paths)))
+
+    def _applied(self) -> Shapes:
+        """What was put on the WAN; nothing when that is not known."""
+        known = self.workspace.load(SHAPES, wan.AppliedShapes)
+        return {(path.source, path.destination): path.shape for path in known.paths} if known else {}
+
+    def lost(self) -> tuple[str, ...]:
+        """What hosts no longer shape as they were told: one that was started again has forgotten it."""
+        return self.shaper.problems(self._applied()) if self.lease.shaped == "hosts" else ()
+
+    def check(self, experiment: Experiment) -> None:
+        """Whether hosts can shape what will be asked of them, before anything is deployed. Raises TestbedError."""
+        if isinstance(self.shaper, HostsShaper):
+            self.shaper.check(asked(experiment))
 
     def flatten(self, experiment: Experiment) -> None:
         """Take away every constraint between sites."""
@@ -88,7 +101,7 @@ class Wan:
 
     def measured(self, experiment: Experiment) -> wan.WanReport:
         """Asked against measured, for every ordered pair; what is out of tolerance is measured once more."""
-        applied = self.to_apply(experiment)
+        applied = self._applied() or asked(experiment)
         return measure.verify_wan(
             self.remote,
             self.points(experiment),

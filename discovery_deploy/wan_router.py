@@ -28,11 +28,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy import tc_device
+from discovery_deploy import tc_device, wan_tunnels
+from discovery_deploy.wan_tunnels import Tunnel
 from discovery_deploy.wan_uml import QUEUE_PACKETS, Port, RouterError, UmlRouter
 
 Plan = dict[str, Any]
-"""The plan of one machine; of it `directory`, `slot`, `sites` and `router` are read."""
+"""The plan of one machine; of it `directory`, `slot`, `sites`, `router` and `peers` are read."""
 
 BRIDGE_LIMIT_S = 30.0
 LOCK_LIMIT_S = 180.0
@@ -48,6 +49,7 @@ class Router:
     asked_mode: str
     memory_mb: int
     ports: tuple[Port, ...]
+    tunnels: tuple[Tunnel, ...] = ()
 
     @property
     def uml(self) -> UmlRouter:
@@ -82,7 +84,8 @@ def router_of(plan: Plan) -> Router:
     )
     asked = plan["router"]
     memory = asked.get("memory_mb") or memory_mb(len(ports))
-    return Router(directory, asked["namespace"], asked.get("mode", "auto"), memory, ports)
+    mode, tunnels = asked.get("mode", "auto"), wan_tunnels.tunnels_of(plan)
+    return Router(directory, asked["namespace"], mode, memory, ports, tunnels)
 
 
 def up(plan: Plan) -> bool:
@@ -121,7 +124,7 @@ def alive(plan: Plan) -> bool:
     mode = _recorded_mode(router)
     if mode == "uml":
         return router.uml.alive()
-    return mode == "netns" and not _missing_ports(router)
+    return mode == "netns" and not _missing_ports(router) and not any(_tunnel_changes(router))
 
 
 def run(plan: Plan, command: str, limit_s: float = 30.0) -> str:
@@ -184,6 +187,12 @@ def _settle_mode(router: Router) -> str:
         mode = recorded or ("netns" if kernel_has_netem() else "uml")
     if mode not in ("netns", "uml"):
         raise RouterError(f'no router mode "{mode}"', "Write netns, uml or auto.")
+    if mode == "uml" and router.tunnels:
+        names = ", ".join(tunnel.machine for tunnel in router.tunnels)
+        raise RouterError(
+            f"this kernel has no netem, and a WAN router in User-Mode Linux has no tunnels to other machines ({names})",
+            "Take machines whose kernel has netem (Debian's has: modprobe sch_netem), or put all sites on one.",
+        )
     if recorded not in (None, mode):
         _remove(router)
     partial = router.directory / "mode.new"
@@ -249,7 +258,24 @@ def _netns_up(router: Router) -> bool:
             f"link set {port.device} up",
         ]
     _ip(lines, router.namespace)
+    _tunnels_up(router)
     return bool(missing)
+
+
+def _tunnel_changes(router: Router) -> tuple[list[str], list[str]]:
+    """What must be removed from the router, and made, to have the tunnels of the plan."""
+    shown = _call(["ip", "-n", router.namespace, "-d", "-j", "link", "show", "type", "vxlan"])
+    return wan_tunnels.wanted_commands(router.tunnels, wan_tunnels.parsed(shown), router.namespace)
+
+
+def _tunnels_up(router: Router) -> None:
+    removed, made = _tunnel_changes(router)
+    _ip(removed, router.namespace)
+    _ip(made)
+    for tunnel in router.tunnels:
+        wan_tunnels.receives_single_packets(router.namespace, tunnel.device)
+    routes = wan_tunnels.parsed(_call(["ip", "-n", router.namespace, "-j", "-4", "route", "show"]))
+    _ip(wan_tunnels.inside_commands(router.tunnels, routes), router.namespace)
 
 
 def _uml_up(router: Router) -> bool:

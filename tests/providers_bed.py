@@ -8,18 +8,20 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from discovery_deploy import containers, stack
+from discovery_deploy import containers, enoslib_environment, stack
 from discovery_deploy.model import Experiment
 from discovery_deploy.providers.base import Lease, ProviderInterface
+from discovery_deploy.providers.g5k import G5kProvider
 from discovery_deploy.providers.local import LocalProvider
 from discovery_deploy.providers.static import StaticProvider
 from discovery_deploy.providers.vagrant import VagrantProvider
+from tests.integration.g5k_bed import fake_grid5000
 from tests.integration.leftovers import Snapshot, left_behind
 from tests.integration.local_bed import LocalBed, experiment, kill_now
 
@@ -86,6 +88,11 @@ class Bed(ABC):
     def end(self) -> None:
         """Remove the testbed itself."""
         self.release()
+
+    @staticmethod
+    def furnish(home: Path) -> None:
+        """What a person has in the home directory before anything works; often nothing."""
+        return
 
     # what can go wrong; None: it cannot
 
@@ -157,7 +164,7 @@ class OnLocal(Bed):
 
     def never_up(self) -> tuple[dict[str, Any], Path, str] | None:
         image = self.folder / "no-init"
-        image.mkdir(exist_ok=True)
+        (image / "usr").mkdir(parents=True, exist_ok=True)
         return self.section(), image, "-1: "
 
 
@@ -238,6 +245,75 @@ class OnStatic(Bed):
             self.owner.release_all()
 
 
+class OnG5k(Bed):
+    """Machines of the fake Grid'5000: Paris at rennes, Lyon at nancy."""
+
+    type = "g5k"
+    tool = ("ssh", "openssh-client")
+    dies_in = ("state/g5k/pair/request.json",)
+    gives_up_s = 180.0
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.held = ExitStack()
+        work = folder / "world"
+        work.mkdir()
+        patched = self.held.enter_context(pytest.MonkeyPatch.context())
+        self.fake = self.held.enter_context(fake_grid5000(work, self.image, patched))
+        self.fake.key = self.key
+
+    def provider(self) -> G5kProvider:
+        entrance = self.folder / "world" / "bin" / "python"  # EnOSlib's, in the fake's network
+        enoslib_environment.enoslib_python = lambda cache, progress: entrance
+        return G5kProvider(stack.cache_directory(), self.folder / "state", self.folder / "world" / "home")
+
+    def section(self) -> dict[str, Any]:
+        rennes, nancy = {"g5k_site": "rennes", "cluster": "paravance"}, {"g5k_site": "nancy", "cluster": "grisou"}
+        return {"type": "g5k", "default": rennes, "sites": {"lyon": nancy}}
+
+    def kill(self, lease: Lease, host: str) -> None:
+        """Its job ends, as when the walltime is over."""
+        site = lease.details["machines"][host].split(".")[1]
+        self.fake.end_job(site, lease.details["jobs"][host])
+
+    def left(self) -> list[str]:
+        jobs = [f"job {job['uid']}" for job in self.fake.jobs()]
+        return [*jobs, *sorted(self.fake.machines()), *map(str, (self.folder / "state").glob("**/*"))]
+
+    def wrong_credentials(self) -> tuple[dict[str, Any], str] | None:
+        self.fake.write_account("not the password")
+        return self.section(), r"refuses the credentials \(401\)"
+
+    def refused(self) -> tuple[dict[str, Any], str] | None:
+        self.fake.faults(refuse="an admission rule says no")
+        return self.section(), "refused the job: 400: an admission rule says no"
+
+    def never_up(self) -> tuple[dict[str, Any], Path, str] | None:
+        self.fake.faults(dead=["grisou-1.nancy.grid5000.fr"])
+        return self.section(), self.image, r"grisou-1\.nancy\.grid5000\.fr: ssh does not get in"
+
+    def release(self) -> None:
+        self.fake.write_account()
+        self.fake.faults()
+        super().release()
+
+    def login(self, lease: Lease, host: str, command: str) -> str:
+        return self.fake.remote(lease)(host, ["sh", "-c", command]).strip()
+
+    @staticmethod
+    def furnish(home: Path) -> None:
+        """See `Bed`."""
+        (home / ".ssh").mkdir()
+        (home / ".ssh" / "id_ed25519.pub").touch()
+        (home / ".python-grid5000.yaml").touch(0o600)
+
+    def end(self) -> None:
+        try:
+            self.release()
+        finally:
+            self.held.close()
+
+
 def _owned() -> Experiment:
     from tests.integration.local_bed import experiment
 
@@ -252,6 +328,7 @@ class OnVagrant(Bed):
     """
 
     type = "vagrant"
+    marks = (pytest.mark.extended,)
     tool = ("vagrant", "vagrant")
     complete = False
     dies_in = ("state/vagrant/pair/request.json", "fake/state.json")
@@ -307,7 +384,7 @@ class OnVagrant(Bed):
             os.environ.update(self.before)
 
 
-BEDS: dict[str, type[Bed]] = {"local": OnLocal, "vagrant": OnVagrant, "static": OnStatic}
+BEDS: dict[str, type[Bed]] = {"local": OnLocal, "vagrant": OnVagrant, "static": OnStatic, "g5k": OnG5k}
 
 
 @contextmanager

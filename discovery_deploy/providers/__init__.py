@@ -22,14 +22,27 @@ def _vagrant() -> ProviderInterface:
 
 
 def _g5k() -> ProviderInterface:
-    return G5kProvider(stack.cache_directory())
+    from discovery_deploy.nested import NestedBooking  # which stands on this package
+
+    return NestedBooking("g5k", G5kProvider(stack.cache_directory()))
+
+
+def _nesting(name: str, make: Callable[[], ProviderInterface]) -> Callable[[], ProviderInterface]:
+    """Makes a provider whose machines may hold several hosts."""
+
+    def made() -> ProviderInterface:
+        from discovery_deploy.nested import Nested  # which stands on this package
+
+        return Nested(name, make())
+
+    return made
 
 
 PROVIDERS: dict[str, Callable[[], ProviderInterface]] = {
     "local": _local,
-    "vagrant": _vagrant,
+    "vagrant": _nesting("vagrant", _vagrant),
     "g5k": _g5k,
-    "static": StaticProvider,
+    "static": _nesting("static", StaticProvider),
 }
 """Type of a provider, as in experiment files -> what makes it."""
 

@@ -6,10 +6,8 @@ Decides (slot, addresses, the machine plan); `containers` and `wan_router` act.
 from __future__ import annotations
 
 import errno
-import ipaddress
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -18,12 +16,10 @@ from typing import Any
 from discovery_deploy import cgroups, containers, machine, nspawn, site_networks, wan_router
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.machine import MachineError, Plan
+from discovery_deploy.machine_plans import SLOTS, clear, free_slots, read_plan, replace, same_hosts, write_plan
 from discovery_deploy.model import Experiment
 from discovery_deploy.providers.base import Lack, Lease, LeasedHost, Progress
 from discovery_deploy.wan_uml import RouterError
-
-SLOTS = 64
-"""Experiments that fit on one machine at the same time: slot n has 10.(64+n).0.0/16 and 10.(128+n).0.0/16."""
 
 HOSTS_PER_SITE = 245
 """Addresses 10 to 254 of the site's network."""
@@ -112,21 +108,6 @@ def _planned_hosts(experiment: Experiment, slot: int) -> Iterator[dict[str, Any]
             number += 1
 
 
-def slot_networks(slot: int) -> list[ipaddress.IPv4Network]:
-    """What a slot may use of the address space: management, sites. Pure."""
-    return [ipaddress.IPv4Network(f"10.{first + slot}.0.0/16") for first in (64, 128)]
-
-
-def free_slots(taken: Iterable[int], observed: site_networks.Observed) -> list[int]:
-    """Slots that nobody has and whose networks nothing on the machine uses, in order. Pure."""
-    busy = set(taken)
-    return [
-        slot
-        for slot in range(SLOTS)
-        if slot not in busy and not site_networks.collisions(slot_networks(slot), None, observed)
-    ]
-
-
 @contextmanager
 def _as_testbed_error(experiment_name: str) -> Iterator[None]:
     """What goes wrong on the machine, as a failure of the testbed that names the experiment."""
@@ -177,7 +158,7 @@ class LocalProvider:
             with machine.hold(self.state, wait_s=60):
                 plan = self._plan(experiment, public_key, image, progress)
                 if workspace is not None:
-                    _replace(directory / HOLDER, f"{workspace}\n")
+                    replace(directory / HOLDER, f"{workspace}\n")
             containers.up(plan, progress)
             return lease(experiment, plan, directory)
 
@@ -189,14 +170,14 @@ class LocalProvider:
         def planned(slot: int) -> Plan:
             return machine_plan(experiment, slot, directory, image, self.environments, public_key)
 
-        if old is not None and _same_hosts(old, planned(old["slot"])) and machine.claim(old["slot"], directory):
+        if old is not None and same_hosts(old, planned(old["slot"])) and machine.claim(old["slot"], directory):
             plan = planned(old["slot"])
         else:
             if old is not None or machine.slots_of(directory):
                 progress("the hosts that are there are of another plan: they are made anew")
-                self._clear(directory)
+                clear(directory)
             plan = planned(self._take_slot(directory))
-        _write_plan(directory, plan)
+        write_plan(directory, plan)
         return plan
 
     def _take_slot(self, directory: Path) -> int:
@@ -208,17 +189,6 @@ class LocalProvider:
             f"none of the {SLOTS} slots of this machine is free, with their networks 10.64.0.0 to 10.191.255.255",
             "release experiments (see `status`), or look at `ip route` for what uses these networks",
         )
-
-    def _clear(self, directory: Path) -> None:
-        """Remove everything of a directory, in whatever slots it was."""
-        plan = read_plan(directory) or {}
-        slots = machine.slots_of(directory)
-        if "slot" in plan and plan["slot"] not in machine.claims():
-            slots.append(plan["slot"])
-        for slot in slots:
-            containers.down({**bare_plan(directory, slot), **plan, "slot": slot})
-        if directory.exists():
-            machine.remove_tree(directory)
 
     def dead_hosts(self, lease: Lease) -> list[str]:
         """Hosts that do not run, and the router as "WAN router" when it does not."""
@@ -253,7 +223,7 @@ class LocalProvider:
         directory = self.state / experiment_name
         with _as_testbed_error(experiment_name):
             progress(f"removing {experiment_name} from this machine")
-            self._clear(directory)
+            clear(directory)
             with suppress(OSError):  # others are still there
                 self.state.rmdir()
 
@@ -272,14 +242,6 @@ class LocalProvider:
             # what begins with a point is a host's that another driver was given: this machine
             names |= {entry.name for entry in self.state.iterdir() if entry.is_dir() and entry.name[0] != "."}
         return sorted(names - NOT_OURS)
-
-
-def bare_plan(directory: Path, slot: int) -> Plan:
-    """What `containers.down` needs to find everything when the plan is lost. Pure."""
-    return {
-        "experiment": directory.name, "slot": slot, "directory": str(directory), "sites": [],
-        "router": {"mode": "auto", "namespace": f"dd{slot}-router"},
-    }  # fmt: skip
 
 
 def lease(experiment: Experiment, plan: Plan, directory: Path) -> Lease:
@@ -308,15 +270,6 @@ def lease(experiment: Experiment, plan: Plan, directory: Path) -> Lease:
     )  # fmt: skip
 
 
-def read_plan(directory: Path) -> Plan | None:
-    """The plan in a directory; None when it is missing, cut off, or not a plan."""
-    try:
-        plan = json.loads((directory / "plan.json").read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return None
-    return plan if isinstance(plan, dict) and isinstance(plan.get("slot"), int) else None
-
-
 def known_plans(state: Path | None = None) -> list[Plan]:
     """Plans of the experiments that hold something on this machine: in a state directory, and behind every claim."""
     state = state or state_directory()
@@ -333,22 +286,6 @@ def plans_held(state: Path | None = None) -> Iterator[list[Plan]]:
             yield known_plans(state)
         with suppress(OSError):  # experiments are there
             state.rmdir()
-
-
-def _write_plan(directory: Path, plan: Plan) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    _replace(directory / "plan.json", json.dumps(plan, indent=2, sort_keys=True) + "\n")
-
-
-def _replace(file: Path, text: str) -> None:
-    new = file.with_suffix(".new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(file)
-
-
-def _same_hosts(old: Plan, new: Plan) -> bool:
-    """Whether two plans differ at most in the keys that may log in: hosts take those while they run."""
-    return {**old, "authorized_keys": []} == {**new, "authorized_keys": []}
 
 
 def _kernel_lacks(state: Path) -> Iterator[Lack | None]:

@@ -207,8 +207,12 @@ def test_a_host_that_never_comes_up_is_named_in_time_and_nothing_is_left(free: B
 
 
 @pytest.mark.parametrize("name", BEDS)
-def test_a_missing_tool_is_said_with_the_command_that_installs_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_tool_is_said_with_the_command_that_installs_it(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     tool, package = BEDS[name].tool
+    monkeypatch.setenv("HOME", str(tmp_path))
+    BEDS[name].furnish(tmp_path)
     provider = provider_named(name)
     if BEDS[name].complete:
         assert provider.lacks() == []

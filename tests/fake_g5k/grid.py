@@ -87,9 +87,10 @@ class Grid:
             "granted": 0, "pending": 0,
         }  # fmt: skip
         self.jobs[job["uid"]] = job
+        submitted = shown(job)
         if site not in self.faults().get("waiting", ()):
             threading.Thread(target=self._start, args=(job,), daemon=True).start()
-        return shown(job)
+        return submitted
 
     def _start(self, job: View) -> None:
         dead = self.faults().get("dead", ())
@@ -161,8 +162,9 @@ class Grid:
             "nodes": body["nodes"], "environment": body["environment"], "result": {},
         }  # fmt: skip
         self.deployments[deployment["uid"]] = deployment
+        begun = dict(deployment)  # what is answered, however fast it is done
         threading.Thread(target=self._deploy, args=(deployment, body), daemon=True).start()
-        return deployment
+        return begun
 
     def _deploy(self, deployment: View, body: View) -> None:
         dead = self.faults().get("dead", ())

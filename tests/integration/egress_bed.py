@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,17 @@ from discovery_deploy.egress_hosts import HostsShaper
 from discovery_deploy.measure import Point
 
 LAN = "ddegress-lan"
+ACTS = """
+import contextlib, io, json, sys
+while line := sys.stdin.readline():
+    source, text = json.loads(line)
+    given, sys.stdin, answer = sys.stdin, io.StringIO(text), io.StringIO()
+    with contextlib.redirect_stdout(answer), contextlib.suppress(SystemExit):
+        exec(compile(source, "sent", "exec"), {"__name__": "__main__"})
+    sys.stdin = given
+    print(json.dumps(answer.getvalue()), flush=True)
+"""
+"""A Python that stays on a host and runs what is sent there: to start one takes a second in User-Mode Linux."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +59,17 @@ class Bed:
     points = tuple(Point(host.site, host.name, host.site_address) for host in HOSTS if host.name.endswith("-1"))
     sites = tuple(point.site for point in points)
 
+    def __init__(self) -> None:
+        self.pythons: dict[str, subprocess.Popen[str]] = {}
+
     @property
     def shaper(self) -> HostsShaper:
         return HostsShaper(self.run, HOSTS)
 
     def run(self, host: str, command: Sequence[str], stdin: str = "", timeout_s: float = 60.0) -> str:
         """A `measure.Runner`."""
+        if command[:4] == ["python3", "-I", "-S", "-c"]:
+            return self._act(host, command[4], stdin)
         done = subprocess.run(
             ["ip", "netns", "exec", f"ddegress-{host}", *command],
             input=stdin,
@@ -64,6 +81,24 @@ class Bed:
         if done.returncode:
             raise RuntimeError(f"{host}: {done.stderr}")
         return done.stdout
+
+    def _act(self, host: str, source: str, text: str) -> str:
+        """One act at a time on each host, as by ssh."""
+        if host not in self.pythons:
+            command = ["ip", "netns", "exec", f"ddegress-{host}", "python3", "-I", "-S", "-c", ACTS]
+            self.pythons[host] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        python = self.pythons[host]
+        assert python.stdin is not None
+        assert python.stdout is not None
+        python.stdin.write(json.dumps([source, text]) + "\n")
+        python.stdin.flush()
+        answer: str = json.loads(python.stdout.readline())
+        return answer
+
+    def end(self) -> None:
+        """Let what was started on hosts end."""
+        for python in self.pythons.values():
+            python.communicate()
 
     def far(self, delay: str | None) -> None:
         """Let the network itself take this long from any host to any other, one way; None: no time."""
@@ -81,6 +116,7 @@ def _away() -> None:
 @contextlib.contextmanager
 def flat_network() -> Iterator[Bed]:
     """Hosts that reach each other; nothing of them is left at the end, but what a test puts into /run."""
+    bed = Bed()
     _away()
     try:
         sh(f"ip netns add {LAN}", f"ip -n {LAN} link add lan type bridge", f"ip -n {LAN} link set lan up")
@@ -94,6 +130,7 @@ def flat_network() -> Iterator[Bed]:
                 f"ip -n {name} link set {device} up",
                 f"ip -n {name} link set lo up",
             )
-        yield Bed()
+        yield bed
     finally:
+        bed.end()
         _away()

@@ -16,9 +16,10 @@ INIT = """#!/bin/sh
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp PYTHONDONTWRITEBYTECODE=1
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t tmpfs tmpfs /run; mount -t tmpfs tmpfs /tmp
 mount -t tmpfs tmpfs /dev/shm 2> /dev/null
+mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mkdir -p /run/lib/modules
 ln -s "/usr/lib/uml/modules/$(uname -r)" "/run/lib/modules/$(uname -r)"
-modprobe -d /run -a sch_netem sch_htb cls_u32 veth bridge
+modprobe -d /run -a sch_netem sch_htb cls_u32 veth bridge vxlan
 ip link set lo up
 cd {repository}
 {python} -m pytest -q --color=no --durations=15 -p no:cacheprovider -p no:randomly {test}

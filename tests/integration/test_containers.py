@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import containers, machine, site_networks
+from discovery_deploy import containers, machine, machine_plans, site_networks
 from discovery_deploy.machine import MachineError, Plan
 from discovery_deploy.providers import local
 from tests.integration.leftovers import Snapshot
@@ -32,7 +32,7 @@ def bare(directory: Path, slot: int, *sites: str) -> Plan:
 
 @pytest.fixture
 def slot() -> int:
-    return local.free_slots(machine.slots_in_use(), site_networks.observe(0))[-1]
+    return machine_plans.free_slots(machine.slots_in_use(), site_networks.observe(0))[-1]
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_addresses_in_use_are_refused_with_who_uses_them(plan: Plan) -> None:
         machine.run("ip", "address", "add", f"{plan['sites'][1]['gateway']}/30", "dev", "occupied0")
         with pytest.raises(MachineError, match=rf"{plan['sites'][1]['subnet']} is used by occupied0"):
             containers.up(plan)
-        assert plan["slot"] not in local.free_slots(set(), site_networks.observe(0))
+        assert plan["slot"] not in machine_plans.free_slots(set(), site_networks.observe(0))
     finally:
         machine.run("ip", "link", "del", "occupied0")
 

@@ -153,7 +153,7 @@ class TestHosts:
         assert result["max_s"] > 0.25, "some echoes must have seen 150 ms each way"
 
     def test_the_testbeds_own_time_is_taken_off(self, bed: Bed) -> None:
-        bed.far("3 ms")
+        bed.far("3ms")
         try:
             base_s = base_rtts(bed.run, bed.points, Verify(), {}).by_pair()
             assert len(base_s) == 6

@@ -82,7 +82,7 @@ def test_after_an_experiment_a_host_is_as_it_was_found(free: OnStatic) -> None:
     assert len(free.left()) > 80
     free.release()
     assert free.left() == []
-    assert on(free, "paris-1", "pgrep -f 'sleep 100|rally 1000' || echo none") == "none"
+    assert on(free, "paris-1", "pgrep -f 'slee[p] 100|rall[y] 1000' || echo none") == "none"
 
 
 PRECIOUS = r"""
@@ -250,7 +250,7 @@ SUDO = (
     r"printf '#!/usr/local/bin/asroot -p\nshift\nexec setpriv --reuid 0 --regid 0 --clear-groups \"$@\"\n' "
     "> /usr/local/bin/sudo && chmod 755 /usr/local/bin/sudo"
 ).replace('\\"', '"')
-NO_SUDO = "rm -f /usr/local/bin/sudo /usr/local/bin/asroot; userdel --remove --force me 2>/dev/null; true"
+NO_SUDO = "rm -f /usr/local/bin/sudo /usr/local/bin/asroot; /usr/sbin/userdel --remove --force me 2>/dev/null; true"
 
 
 def test_a_user_who_becomes_root_holds_a_host_for_root(free: OnStatic) -> None:

@@ -15,17 +15,18 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "discovery_deploy"
 
 LAYERS = (
-    "__init__ data deployment_mistakes errors provider_mistakes references services units",
+    "__init__ data deployment_mistakes errors placement provider_mistakes references services units",
     "deployment model provider_models source_model strict",
-    "campaign campaign_mistakes config crossings documents egress enos_import enos_network enos_provider enos_reading"
-    " enos_sites fields g5k_request inventory mistakes patch_series rally records report rtts schema seed"
-    " service_variables smoke software stats topology traces unified_diff vagrant_plan variables wan wan_readback"
-    " wording",
+    "campaign campaign_mistakes config crossings documents egress enos_import enos_network enos_provider"
+    " enos_reading enos_sites fields g5k_request inventory mistakes patch_series rally records report rtts schema"
+    " seed service_variables smoke software stats topology traces unified_diff vagrant_plan variables wan"
+    " wan_readback wording",
     "acceleration ansible apt_archive bench box cgroups clients cloud_probe code_proof code_recorder containers"
     " contents derived egress_hosts enoslib_calls enoslib_environment enoslib_g5k enoslib_roles enoslib_vagrant"
-    " enoslib_worker first_login git_trees given_host guest host_cleaner host_environments host_packages hypervisor"
-    " image installed_code machine measure nspawn packages probe proof provenance providers remote shaping shipping"
-    " site_networks sources stack tc_device wan_router wan_uml working_copy workspace",
+    " enoslib_worker first_login git_trees given_host guest host_cleaner host_environments host_packages"
+    " hypervisor image installed_code machine machine_calls machine_plans measure nested nested_machine nesting"
+    " nspawn packages probe proof provenance providers remote shaping shipping site_networks sources stack"
+    " tc_device wan_router wan_tunnels wan_uml working_copy workspace",
     "bookings box_commands builds cache commands doctor driver opening patch_commands phases progress smoke_acts"
     " testbed wan_acts",
     "__main__ cli",
@@ -44,11 +45,14 @@ SHIPPED = frozenset(
         "host_packages",
         "installed_code",
         "machine",
+        "machine_plans",
+        "nested_machine",
         "nspawn",
         "probe",
         "site_networks",
         "tc_device",
         "wan_router",
+        "wan_tunnels",
         "wan_uml",
     }
 )

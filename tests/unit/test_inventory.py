@@ -68,6 +68,7 @@ def test_variables_stand_with_their_hosts_and_the_inventory_alone_has_no_secret(
     assert "secret" not in json.dumps(bare)
     assert whole["all"]["hosts"]["ny-data"] == {
         "ansible_host": "10.64.1.11",
+        "mariadb_site": "new-york",
         "mariadb_address": "10.128.1.11",
         "galera_segment": 1,
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import nspawn, site_networks
+from discovery_deploy import machine_plans, nspawn, site_networks
 from discovery_deploy.cgroups import Hierarchies, parse_hierarchies
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.machine import Plan, own
@@ -64,13 +64,13 @@ def test_the_largest_plan_has_distinct_names_and_addresses_that_fit(slot: int) -
     addresses = [host[key] for host in hosts for key in ("site_address", "management_address")]
     addresses += [site["gateway"] for site in sites] + [plan["management"]["address"]]
     assert len(addresses) == len(set(addresses))
-    wide = local.slot_networks(slot)
+    wide = machine_plans.slot_networks(slot)
     assert all(any(ipaddress.IPv4Address(text) in network for network in wide) for text in addresses)
     assert all(network.subnet_of(wide[0]) or network.subnet_of(wide[1]) for network in site_networks.networks(plan))
 
 
 def test_slots_share_no_network() -> None:
-    networks = [network for slot in range(local.SLOTS) for network in local.slot_networks(slot)]
+    networks = [network for slot in range(machine_plans.SLOTS) for network in machine_plans.slot_networks(slot)]
     assert len({str(network) for network in networks}) == 128
     assert not any(a.overlaps(b) for index, a in enumerate(networks) for b in networks[:index])
 
@@ -111,11 +111,11 @@ def observed(*addresses: tuple[str, str], routes: tuple[tuple[str, str], ...] = 
     ],
 )
 def test_slots_whose_networks_are_in_use_are_not_taken(seen: Observed, busy: set[int]) -> None:
-    assert set(range(64)) - set(local.free_slots([], seen)) == busy
+    assert set(range(64)) - set(machine_plans.free_slots([], seen)) == busy
 
 
 def test_claimed_slots_are_not_taken() -> None:
-    assert local.free_slots([0, 2], NOTHING)[:3] == [1, 3, 4]
+    assert machine_plans.free_slots([0, 2], NOTHING)[:3] == [1, 3, 4]
 
 
 def test_a_collision_says_who_uses_what_but_not_of_our_own_devices() -> None:
@@ -303,17 +303,17 @@ def test_without_a_writable_v2_hierarchy_there_are_none(text: str) -> None:
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"slot": "3"}', '{"experiment": "x"}'])
 def test_a_damaged_plan_is_no_plan(tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text)
-    assert local.read_plan(tmp_path) is None
+    assert machine_plans.read_plan(tmp_path) is None
 
 
 def test_a_missing_plan_is_no_plan(tmp_path: Path) -> None:
-    assert local.read_plan(tmp_path / "nowhere") is None
+    assert machine_plans.read_plan(tmp_path / "nowhere") is None
 
 
 def test_only_another_key_leaves_hosts_as_they_are() -> None:
-    assert local._same_hosts(planned(1, 1), planned(1, 1, key="ssh-ed25519 BBBB you"))
-    assert not local._same_hosts(planned(1, 1), planned(1, 2))
-    assert not local._same_hosts(planned(1, 1), planned(1, 1, slot=4))
+    assert machine_plans.same_hosts(planned(1, 1), planned(1, 1, key="ssh-ed25519 BBBB you"))
+    assert not machine_plans.same_hosts(planned(1, 1), planned(1, 2))
+    assert not machine_plans.same_hosts(planned(1, 1), planned(1, 1, slot=4))
 
 
 def test_hosts_are_known_by_who_reserved_them_and_by_their_plans(

@@ -101,3 +101,39 @@ def test_nothing_is_taken_off_unasked_or_where_a_router_answers_for_it(
     wan, remote = wan_of(tmp_path, asked, 0.004, shaped=shaped)
     assert delays_ms(wan, asked) == {5.0}
     assert remote.asked == []
+
+
+def test_a_host_that_has_forgotten_what_it_shapes_is_noticed(tmp_path: Path) -> None:
+    asked = experiment()
+    wan, _ = wan_of(tmp_path, asked, 0.0)
+    assert wan.lost() == ()
+    wan.bring(wan_acts.asked(asked))
+    assert "no htb of ours" in wan.lost()[0]
+
+
+def test_a_router_is_not_asked_whether_it_has_forgotten(tmp_path: Path) -> None:
+    asked = experiment()
+    wan, remote = wan_of(tmp_path, asked, 0.0, shaped="router")
+    assert wan.lost() == ()
+    assert remote.asked == []
+
+
+def test_what_was_put_there_is_what_is_read_back_and_nothing_is_flattened_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = experiment(compensate=True)
+    wan, remote = wan_of(tmp_path, asked, 0.004)
+    wan.bring(wan.to_apply(asked))
+    (tmp_path / wan_acts.BASE).unlink()
+    problems: list[Any] = []
+
+    def shown(shapes: Any) -> tuple[str, ...]:
+        problems.append(shapes)
+        return ()
+
+    monkeypatch.setattr(wan.shaper, "problems", shown)
+    monkeypatch.setattr("discovery_deploy.measure.verify_wan", lambda *_, readback, **__: readback())
+    remote.asked.clear()
+    wan.measured(asked)
+    assert {round(1e3 * shape.delay_s, 6) for shape in problems[0].values()} == {3.0}
+    assert remote.asked == []

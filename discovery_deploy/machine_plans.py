@@ -1,0 +1,80 @@
+"""Machine plans where they are kept: a slot for each, written down beside what they made, and all of it removed again.
+
+Standard library only: shipped to machines together with `containers.py`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from discovery_deploy import containers, machine, site_networks
+from discovery_deploy.machine import Plan
+
+SLOTS = 64
+"""Experiments that fit on one machine at the same time: slot n has 10.(64+n).0.0/16 and 10.(128+n).0.0/16."""
+
+
+def slot_networks(slot: int) -> list[ipaddress.IPv4Network]:
+    """What a slot may use of the address space: management, sites. Pure."""
+    return [ipaddress.IPv4Network(f"10.{first + slot}.0.0/16") for first in (64, 128)]
+
+
+def free_slots(taken: Iterable[int], observed: site_networks.Observed) -> list[int]:
+    """Slots that nobody has and whose networks nothing on the machine uses, in order. Pure."""
+    busy = set(taken)
+    return [
+        slot
+        for slot in range(SLOTS)
+        if slot not in busy and not site_networks.collisions(slot_networks(slot), None, observed)
+    ]
+
+
+def read_plan(directory: Path) -> Plan | None:
+    """The plan in a directory; None when it is missing, cut off, or not a plan."""
+    try:
+        plan = json.loads((directory / "plan.json").read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return plan if isinstance(plan, dict) and isinstance(plan.get("slot"), int) else None
+
+
+def write_plan(directory: Path, plan: Plan) -> None:
+    """Keep a plan in its directory."""
+    directory.mkdir(parents=True, exist_ok=True)
+    replace(directory / "plan.json", json.dumps(plan, indent=2, sort_keys=True) + "\n")
+
+
+def replace(file: Path, text: str) -> None:
+    """Replace a file in one act."""
+    new = file.with_suffix(".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(file)
+
+
+def same_hosts(old: Plan, new: Plan) -> bool:
+    """Whether two plans differ at most in what hosts and router take while they run: keys, and other machines. Pure."""
+    changing: Plan = {"authorized_keys": [], "peers": []}
+    return {**old, **changing} == {**new, **changing}
+
+
+def bare_plan(directory: Path, slot: int) -> Plan:
+    """What `containers.down` needs to find everything when the plan is lost. Pure."""
+    return {
+        "experiment": directory.name, "slot": slot, "directory": str(directory), "sites": [],
+        "router": {"mode": "auto", "namespace": f"dd{slot}-router"},
+    }  # fmt: skip
+
+
+def clear(directory: Path) -> None:
+    """Remove everything of a directory, in whatever slots it was. Raises MachineError."""
+    plan = read_plan(directory) or {}
+    slots = machine.slots_of(directory)
+    if "slot" in plan and plan["slot"] not in machine.claims():
+        slots.append(plan["slot"])
+    for slot in slots:
+        containers.down({**bare_plan(directory, slot), **plan, "slot": slot})
+    if directory.exists():
+        machine.remove_tree(directory)

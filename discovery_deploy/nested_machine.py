@@ -1,0 +1,216 @@
+"""What a machine does that holds hosts as containers: the other end of `machine_calls`. Standard library only.
+
+    python3 -m discovery_deploy.nested_machine VERB
+
+The first line of standard input is the request, a JSON object. Lines of JSON come back: {"progress": text}, and in the
+end {"result": ...} or {"error": {"what", "advice"}}. The driver keeps standard input open until then: when it ends
+before, the driver is gone, and what is under way ends too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from discovery_deploy import containers, machine, machine_plans, nspawn, site_networks, wan_router
+from discovery_deploy.machine import MachineError, Plan
+from discovery_deploy.wan_uml import RouterError
+
+Tell = Callable[[str], None]
+Request = dict[str, Any]
+
+HOME = Path("/var/lib/discovery-deploy-machine")
+"""Everything of nested experiments on this machine: this program (`code-<hash>`) and the two below."""
+IMAGES, EXPERIMENTS = HOME / "images", HOME / "experiments"
+"""Unpacked base images, and what experiments have here."""
+BLOCK_BYTES = 1 << 20
+INSTALL_LIMIT_S = 900.0
+IMAGE_LIMIT_S = 1200.0
+_NEEDED = {"tar": "tar", "gzip": "gzip", "tc": "iproute2"}
+
+
+def look(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
+    """What there is: slots that are free or ours already, missing commands and their Debian packages, base images.
+
+    And whether the kernel has netem; taken for granted when there is no tc to try it with.
+    """
+    missing = {**containers.missing_commands(), **machine.missing_commands(_NEEDED)}
+    own = machine.slots_of(Path(request["directory"]))
+    free = machine_plans.free_slots({*machine.slots_in_use(), *own}, site_networks.observe(0))
+    return {
+        "slots": sorted({*free, *own}),
+        "missing": missing,
+        "netem": bool(missing) or wan_router.kernel_has_netem(),
+        "images": [entry.name for entry in machine.entries(IMAGES)],
+        "processor": os.uname().machine,
+    }
+
+
+def install(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
+    """Install Debian packages from the machine's own sources."""
+    told = {"DEBIAN_FRONTEND": "noninteractive", "PATH": os.environ["PATH"], "LC_ALL": "C"}
+    options = ["--yes", "--quiet=2", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=120"]
+    for command in (["apt-get", "--quiet=2", "update"], ["apt-get", "install", *options, *request["packages"]]):
+        try:
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=told, timeout=INSTALL_LIMIT_S
+            )
+        except FileNotFoundError as error:
+            raise MachineError("apt-get is absent; machines need Debian", "take other machines") from error
+        except subprocess.TimeoutExpired as error:
+            raise MachineError(f"{' '.join(command)}: no end after {INSTALL_LIMIT_S:g} s") from error
+        if done.returncode:
+            said = (done.stderr.strip() or done.stdout.strip())[-1500:]
+            raise MachineError(f"{' '.join(command)}: status {done.returncode}: {said}", "mend the machine's apt")
+    return None
+
+
+def image(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
+    """Unpack a base image that follows the request as a compressed archive; it appears whole or not at all."""
+    target = IMAGES / str(request["name"])
+    partial = IMAGES / f".{target.name}.partial"
+    with machine.hold(IMAGES, wait_s=IMAGE_LIMIT_S):
+        if target.is_dir():
+            return False
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir()
+        try:
+            _unpack(rest, partial, str(request["sha256"]))
+            partial.rename(target)
+        finally:
+            if partial.exists():
+                shutil.rmtree(partial)
+    return True
+
+
+def _unpack(archive: IO[bytes], target: Path, sha256: str) -> None:
+    command = ["tar", "--extract", "--gzip", "--numeric-owner", "--preserve-permissions", "--xattrs"]
+    command += ["--xattrs-include=*", f"--directory={target}"]
+    seen = hashlib.sha256()
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        with suppress(BrokenPipeError):  # it says below why it has ended
+            while block := archive.read(BLOCK_BYTES):
+                seen.update(block)
+                process.stdin.write(block)
+            process.stdin.close()
+        said = process.stderr.read().decode(errors="replace").strip()
+    if process.returncode:
+        raise MachineError(f"the base image cannot be unpacked: {said[-1000:]}", f"see `df -h {target.parent}`")
+    if seen.hexdigest() != sha256:
+        raise MachineError("the base image did not arrive whole", "try again")
+
+
+def up(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
+    """Make or mend what a plan says: host -> facts since its files were made."""
+    plan: Plan = request["plan"]
+    directory = Path(plan["directory"])
+    old = machine_plans.read_plan(directory)
+    if old is not None and machine_plans.same_hosts(old, plan) and machine.claim(plan["slot"], directory):
+        pass
+    elif old is not None or machine.slots_of(directory):
+        tell("the hosts that are there are of another plan: they are made anew")
+        machine_plans.clear(directory)
+    machine_plans.write_plan(directory, plan)
+    for bind in plan["binds"]:
+        Path(bind["source"]).mkdir(parents=True, exist_ok=True)
+    containers.up(plan, tell)
+    return {host["name"]: nspawn.born(plan, host) for host in plan["hosts"] if host["system"]}
+
+
+def down(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
+    """Remove an experiment; and what is kept for experiments, when it was the last one here."""
+    directory = Path(request["directory"])
+    machine_plans.clear(directory)
+    if not machine.entries(EXPERIMENTS):
+        for entry in machine.entries(HOME):  # also this very program, which is in memory
+            machine.remove_tree(entry)
+        with suppress(OSError):  # somebody has mounted a disk there
+            HOME.rmdir()
+    return None
+
+
+def status(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
+    """Hosts that do not run, and whether the WAN router does."""
+    plan: Plan = request["plan"]
+    dead = [name for name, state in containers.status(plan).items() if state["state"] != "running"]
+    return {"dead": dead, "router": wan_router.alive(plan)}
+
+
+def shape(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
+    """Run a tc program in the WAN router."""
+    return wan_router.apply(request["plan"], request["program"])
+
+
+def read(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
+    """What tc shows in the WAN router."""
+    return wan_router.read(request["plan"])
+
+
+def facts(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
+    """What shapes the WAN."""
+    return wan_router.facts(request["plan"])
+
+
+def reach(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
+    """Names of other machines whose WAN router does not answer through the tunnel."""
+    plan: Plan = request["plan"]
+    silent = []
+    for peer in plan["peers"]:
+        try:
+            wan_router.run(plan, f"ping -q -c 3 -i 0.2 -W 2 -s 1400 {peer['gateway']}")
+        except RouterError:
+            silent.append(peer["machine"])
+    return silent
+
+
+VERBS: dict[str, Callable[[Request, Tell, IO[bytes]], Any]] = {
+    act.__name__: act for act in (look, install, image, up, down, status, shape, read, facts, reach)
+}
+
+
+def _end_with(stream: IO[bytes]) -> None:
+    """Interrupt this process when a stream ends."""
+    while stream.read(1):
+        pass
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def main(arguments: list[str]) -> int:
+    """One verb; the exit status is 0 when there is an answer, also when it is an error."""
+    if len(arguments) != 1 or arguments[0] not in VERBS:
+        print(f"usage: python3 -m discovery_deploy.nested_machine {'|'.join(VERBS)}", file=sys.stderr)
+        return 2
+    stream = sys.stdin.buffer
+    request = json.loads(stream.readline())
+
+    def answer(kind: str, value: Any) -> None:
+        print(json.dumps({kind: value}), flush=True)
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may have had it ignored
+    if arguments[0] != "image":
+        threading.Thread(target=_end_with, args=(stream,), daemon=True).start()
+    try:
+        answer("result", VERBS[arguments[0]](request, lambda line: answer("progress", line), stream))
+    except (MachineError, RouterError) as error:
+        answer("error", {"what": error.what, "advice": error.advice})
+    except OSError as error:
+        place = error.filename or ""
+        answer("error", {"what": f"{place}: {error.strerror}", "advice": f"look at {place}" if place else ""})
+    os._exit(0)  # a thread may still wait for standard input
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,77 @@
+"""The provider `g5k` with EnOSlib against the fake Grid'5000, whose deployed machines are virtual machines.
+
+Their kernels are their own, so the WAN is shaped by real netem; all goes through the command line.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from discovery_deploy import acceleration, box, stack, wan
+from tests.integration.g5k_bed import ROOT, G5kBed, fake_grid5000
+
+pytestmark = [pytest.mark.integration, pytest.mark.machines, pytest.mark.timeout(1200)]
+NAME = "g5k-machines"
+EXPERIMENT = f"""\
+name: {NAME}
+provider:
+  type: g5k
+  default: {{g5k_site: rennes, cluster: paravance}}
+  sites: {{nantes: {{g5k_site: nancy, cluster: grisou}}}}
+  environment: debian12-min
+sites: [{{name: rennes}}, {{name: nantes}}]
+network: {{default: {{delay: 25 ms}}, compensate: true}}
+deployment: {{backend: {{type: mariadb, site: rennes}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def bed(tmp_path_factory: pytest.TempPathFactory, image: Path) -> Iterator[G5kBed]:
+    cache = stack.cache_directory()
+    built = box.build(cache, print)
+    kvm = acceleration.acceleration(cache, built / "vmlinuz", print).kvm
+    work = tmp_path_factory.mktemp("g5k")
+    with (
+        pytest.MonkeyPatch.context() as monkeypatch,
+        fake_grid5000(work, image, monkeypatch, str(built), "kvm" if kvm else "tcg,tb-size=64") as bed,
+    ):
+        (work / f"{NAME}.yaml").write_text(EXPERIMENT)
+        yield bed
+
+
+def program(bed: G5kBed, *words: str) -> str:
+    """A Python program of ours in the fake's network, as the owner of its account; what it printed."""
+    variables = {
+        **os.environ, "HOME": str(bed.work / "home"), "PYTHONPATH": str(ROOT),
+        "DISCOVERY_DEPLOY_STATE": str(bed.work / "state"), "DISCOVERY_DEPLOY_RESULTS": str(bed.work / "results"),
+    }  # fmt: skip
+    done = subprocess.run(
+        [*bed.inside, sys.executable, "-m", *words], env=variables, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_wan_between_reserved_machines_is_the_one_asked_for(bed: G5kBed) -> None:
+    file = str(bed.work / f"{NAME}.yaml")
+    assert "in all: 2 machines, 72 core-hours" in program(bed, "discovery_deploy", "check", file)
+    program(bed, "discovery_deploy", "reserve", file)
+    shown = program(bed, "discovery_deploy", "ssh", "--experiment", NAME, "nantes-1", "uname", "-r")
+    assert shown.strip() != os.uname().release  # a kernel of its own
+
+    report = wan.WanReport.model_validate_json(program(bed, "tests.integration.shape_and_measure", file))
+    assert report.problems == ()
+    for pair in report.pairs:
+        assert pair.asked_rtt_s == 0.05
+        assert pair.measured.rtt_median_s == pytest.approx(pair.asked_rtt_s, abs=0.001)
+
+    assert "rennes: job" in program(bed, "discovery_deploy", "extend", NAME, "30 min")
+    program(bed, "discovery_deploy", "release", NAME)
+    assert bed.jobs() == []
+    assert not (bed.work / "state").exists()
