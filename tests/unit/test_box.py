@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -85,8 +84,8 @@ def test_the_bake_begins_with_the_base_image_and_ends_with_hosts_own_directories
     assert f'--setup-hook=cp -a --reflink=auto {tmp_path}/base/. "$1"' in command
 
 
-@pytest.mark.skipif(shutil.which("vagrant") is not None, reason="vagrant is installed")
-def test_a_missing_vagrant_is_told_with_the_command_that_installs_it() -> None:
+def test_a_missing_vagrant_is_told_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(TestbedError, match="vagrant is missing") as raised:
         box.vagrant("box", "list")
     assert raised.value.advice == "apt-get install -y vagrant"
