@@ -5,9 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 APT_NEEDS := python3 python3-venv systemd-container mmdebstrap zstd user-mode-linux uml-utilities iproute2 kmod \
 	ethtool util-linux openssh-client iputils-ping ca-certificates procps git
-APT_TEST_NEEDS := chromium shellcheck
-APT_MACHINE_NEEDS := vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients qemu-system-x86 qemu-utils \
-	dnsmasq-base iptables e2fsprogs
+APT_TEST_NEEDS := chromium shellcheck vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients qemu-system-x86 \
+	qemu-utils dnsmasq-base iptables e2fsprogs
+# Groups of files of integration tests side by side (tests/conftest.py).
+LANES ?= 2
+INTEGRATION := -p no:randomly -n $(LANES) --dist loadgroup --no-loadscope-reorder
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-tests
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -52,14 +54,13 @@ unit: $(TEST_STAMP)
 	$(BIN)/python -m pytest -q tests -m "not integration" -n auto
 
 integration: $(TEST_STAMP)
-	$(BIN)/python -m pytest -q tests -m "integration and not machines and not extended" -p no:randomly --durations=25
+	$(BIN)/python -m pytest -q tests -m "integration and not extended" $(INTEGRATION) --durations=40
 
 extended: $(TEST_STAMP) ## Integration tests that `make test` leaves out for their time
-	$(BIN)/python -m pytest -q tests -m "extended and not machines" -p no:randomly --durations=10
+	$(BIN)/python -m pytest -q tests -m extended $(INTEGRATION) --durations=10
 
-machines: $(TEST_STAMP) ## Tests on virtual machines; installs Vagrant, libvirt and QEMU
-	$(call apt_install,$(APT_MACHINE_NEEDS))
-	$(BIN)/python -m pytest -q tests -m machines -p no:randomly --durations=10
+machines: $(TEST_STAMP) ## Of the integration tests, those on virtual machines
+	$(BIN)/python -m pytest -q tests -m machines $(INTEGRATION) --durations=10
 
 test: style unit integration ## All tests: style, unit, contract, then the real deployments
 

@@ -29,7 +29,7 @@ sleep 5
 """
 
 
-def counts_inside(test: Path, tmp_path: Path, limit_s: float = 300) -> dict[str, int]:
+def counts_inside(test: Path, tmp_path: Path, limit_s: float = 600) -> dict[str, int]:
     """Boot, run the tests of a file, end: how many `passed`, `skipped`, `failed`. Fails with pytest's report."""
     init = tmp_path / "init"
     init.write_text(INIT.format(repository=REPOSITORY, python=sys.executable, test=test))

@@ -1,4 +1,7 @@
-"""What an experiment could leave behind on the machine, taken before and after."""
+"""What an experiment could leave behind on the machine, taken before and after.
+
+Tests run side by side: what belongs to the state directory of another test does not count.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,12 @@ _OURS = re.compile(r"dd(6[0-3]|[1-5]?[0-9])(?![0-9])")
 class _Scope:
     """Whose things are looked at: of all slots but these, and of drivers with this state directory."""
 
-    foreign: frozenset[int]
-    state: Path | None
+    foreign: dict[int, Path]
+    state: Path
+
+    @staticmethod
+    def of(state: Path) -> _Scope:
+        return _Scope({slot: path for slot, path in machine.claims().items() if path.parent != state}, state)
 
     def has(self, name: str) -> bool:
         match = _OURS.match(name)
@@ -31,10 +38,11 @@ def _mounts(scope: _Scope) -> set[str]:
     """Mounts with their numbers: one that covers another at the same place is another."""
     found = {(fields[4], fields[0]) for fields in map(str.split, Path("/proc/self/mountinfo").read_text().splitlines())}
     # `ip netns` makes /run/netns a mount at its first use and keeps it; below it only our namespaces count.
+    others = tuple(f"{path}/" for path in scope.foreign.values())
     return {
         f"{point} ({number})"
         for point, number in found
-        if not point.startswith("/run/netns") or scope.has(Path(point).name)
+        if (not point.startswith("/run/netns") or scope.has(Path(point).name)) and not point.startswith(others)
     }
 
 
@@ -44,7 +52,7 @@ def _cgroups(scope: _Scope) -> set[str]:
 
 def _processes(scope: _Scope) -> set[str]:
     """Processes in our control groups, or started by a driver that a test had started."""
-    mark = f"DISCOVERY_DEPLOY_STATE={scope.state or ''}".encode()
+    mark = f"DISCOVERY_DEPLOY_STATE={scope.state}".encode()
     found = set()
     for entry in Path("/proc").iterdir():
         with suppress(OSError):
@@ -57,6 +65,23 @@ def _processes(scope: _Scope) -> set[str]:
     return found
 
 
+def _lines(scope: _Scope) -> set[str]:
+    lines = {f"mount {point}" for point in _mounts(scope)}
+    lines |= {f"link {path.name}" for path in Path("/sys/class/net").iterdir() if scope.has(path.name)}
+    lines |= {f"namespace {path.name}" for path in machine.entries(machine.NAMESPACES) if scope.has(path.name)}
+    lines |= {f"cgroup {path}" for path in _cgroups(scope)}
+    lines |= {f"process {text}" for text in _processes(scope)}
+    lines |= {f"claim {slot}" for slot in machine.claims() if slot not in scope.foreign}
+    lines |= {f"runtime {path}" for path in Path("/run/systemd/nspawn").glob("*/*") if scope.has(path.name)}
+    for kind, ours in (("route", r"dev (dd\d+)"), ("rule", r"^5([01]\d\d):")):
+        shown = subprocess.run(["ip", kind, "show"], capture_output=True, text=True, check=True).stdout
+        for line in shown.splitlines():
+            match = re.search(ours, line)
+            if match and scope.has(match[1] if kind == "route" else f"dd{int(match[1]) // 2}"):
+                lines.add(f"{kind} {line.strip()}")
+    return lines
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """Everything that could be left behind, as lines of text."""
@@ -64,28 +89,13 @@ class Snapshot:
     lines: frozenset[str]
 
     @staticmethod
-    def take(state: Path | None = None) -> Snapshot:
-        """What is there now.
-
-        Args:
-            state: a state directory; then slots that others have claimed, and their drivers, do not count.
-        """
-        others = {slot for slot, directory in machine.claims().items() if state and directory.parent != state}
-        scope = _Scope(frozenset(others), state)
-        lines = {f"mount {point}" for point in _mounts(scope)}
-        lines |= {f"link {path.name}" for path in Path("/sys/class/net").iterdir() if scope.has(path.name)}
-        lines |= {f"namespace {path.name}" for path in machine.entries(machine.NAMESPACES) if scope.has(path.name)}
-        lines |= {f"cgroup {path}" for path in _cgroups(scope)}
-        lines |= {f"process {text}" for text in _processes(scope)}
-        lines |= {f"claim {slot}" for slot in machine.claims() if slot not in others}
-        lines |= {f"runtime {path}" for path in Path("/run/systemd/nspawn").glob("*/*") if scope.has(path.name)}
-        for kind, ours in (("route", r"dev (dd\d+)"), ("rule", r"^5([01]\d\d):")):
-            shown = subprocess.run(["ip", kind, "show"], capture_output=True, text=True, check=True).stdout
-            for line in shown.splitlines():
-                match = re.search(ours, line)
-                if match and scope.has(match[1] if kind == "route" else f"dd{int(match[1]) // 2}"):
-                    lines.add(f"{kind} {line.strip()}")
-        return Snapshot(frozenset(lines))
+    def take(state: Path) -> Snapshot:
+        """What is there now and does not belong to others: to slots of another state directory, and its drivers."""
+        while True:
+            scope = _Scope.of(state)
+            lines = _lines(scope)
+            if _Scope.of(state) == scope:  # no other test has begun or ended meanwhile
+                return Snapshot(frozenset(lines))
 
     def leftovers(self, before: Snapshot) -> list[str]:
         """What is here and was not there before."""

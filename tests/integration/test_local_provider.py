@@ -50,7 +50,7 @@ def test_the_machine_reaches_site_addresses_without_the_wan(shared_bed: LocalBed
     started = time.monotonic()
     with socket.create_connection((three.at("paris").site_address, 22), timeout=5) as connection:
         assert connection.recv(3) == b"SSH"
-    assert time.monotonic() - started < 0.2
+    assert time.monotonic() - started < 0.3  # by the WAN, one way alone takes as long
     assert '"netem"' in shared_bed.provider.read_shape(three)
     shared_bed.provider.shape(three, "qdisc del dev vec0 root\n")
 

@@ -110,6 +110,7 @@ def test_machines_are_reserved_mended_and_given_back(bed: VagrantBed) -> None:
     bed.well("release", NAME, limit_s=300.0)
 
 
+@pytest.mark.extended
 def test_what_a_killed_reservation_leaves_is_given_back(bed: VagrantBed) -> None:
     """A driver that is killed while Vagrant starts machines leaves nothing that `release` does not find."""
     bed.kill_when(lambda: any(name.endswith("1") for name in everything(bed)), "reserve", f"{NAME}.yaml")

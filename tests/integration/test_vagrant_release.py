@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration.vagrant_bed import VagrantBed
 
-pytestmark = [pytest.mark.integration, pytest.mark.machines]
+pytestmark = [pytest.mark.integration, pytest.mark.machines, pytest.mark.timeout(1800)]
 
 DOMAIN = """\
 <domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory><os><type>hvm</type></os>

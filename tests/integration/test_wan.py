@@ -215,7 +215,7 @@ class TestUserModeLinux:
             started = time.monotonic()
             with pytest.raises(RouterError, match="died"):
                 waiting.result()
-            assert time.monotonic() - started < 3
+            assert time.monotonic() - started < 10  # of 20
 
     def test_a_router_that_hangs_is_started_anew(self, own: Wan, monkeypatch: pytest.MonkeyPatch) -> None:
         pid = router_pid(own)

@@ -93,9 +93,7 @@ def test_a_text_is_one_text_for_ruby() -> None:
     assert vagrant_plan.quoted("it's a \\ '") == "'it\\'s a \\\\ \\''"
 
 
-@pytest.mark.skipif(
-    shutil.which("ruby") is None, reason="ruby comes with Vagrant; where it is not, `make machines` has the file read"
-)
+@pytest.mark.skipif(shutil.which("ruby") is None, reason="ruby comes with Vagrant, which `make test` installs")
 def test_the_vagrantfile_is_ruby() -> None:
     text = vagrant_plan.vagrantfile(
         request(extra="config.x = 'y'"), vagrant_plan.libvirt_settings(False, "a'b", {}), "1"
