@@ -9,7 +9,7 @@ APT_TEST_NEEDS := chromium shellcheck vagrant vagrant-libvirt libvirt-daemon-sys
 	qemu-utils dnsmasq-base iptables e2fsprogs
 # Groups of files of integration tests side by side (tests/conftest.py).
 LANES ?= 2
-INTEGRATION := -p no:randomly -n $(LANES) --dist loadgroup --no-loadscope-reorder
+INTEGRATION := -p no:randomly -n $(LANES) --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-tests
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -54,7 +54,7 @@ unit: $(TEST_STAMP)
 	$(BIN)/python -m pytest -q tests -m "not integration" -n auto
 
 integration: $(TEST_STAMP)
-	$(BIN)/python -m pytest -q tests -m "integration and not extended" $(INTEGRATION) --durations=40
+	$(BIN)/python -m pytest -v tests -m "integration and not extended" $(INTEGRATION) --durations=40
 
 extended: $(TEST_STAMP) ## Integration tests that `make test` leaves out for their time
 	$(BIN)/python -m pytest -q tests -m extended $(INTEGRATION) --durations=10

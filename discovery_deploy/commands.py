@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +19,7 @@ from discovery_deploy.providers import PROVIDERS, holding, provider_named
 from discovery_deploy.providers.base import Lease
 from discovery_deploy.records import RunRecord
 from discovery_deploy.remote import Remote
+from discovery_deploy.site_proxy import routed, socks_proxy
 from discovery_deploy.testbed import Announcer, readable_lease
 from discovery_deploy.testbed import release as release_experiment
 from discovery_deploy.workspace import Workspace, results_directory
@@ -191,7 +194,12 @@ def ssh(workspace: Workspace, host: str, command: Sequence[str]) -> None:
 
 
 def openstack(workspace: Workspace, site: str, arguments: Sequence[str]) -> None:
-    """Become the openstack client for a site. Raises StateError when nothing is deployed or there is no such site."""
+    """Become the openstack client for a site; where this machine has no route to the site, by way of a host there.
+
+    Raises:
+        StateError: nothing is deployed, or there is no such site.
+        TestbedError: the host on the way cannot be reached.
+    """
     clouds = workspace.path / "clouds.yaml"
     lease = workspace.load("lease.json", Lease)
     if lease is None or not clouds.exists():
@@ -202,7 +210,13 @@ def openstack(workspace: Workspace, site: str, arguments: Sequence[str]) -> None
     environment = {key: value for key, value in os.environ.items() if not key.startswith("OS_")}
     environment["OS_CLIENT_CONFIG_FILE"] = str(clouds)
     client = str(Path(sys.executable).parent / "openstack")
-    _take_over([client, "--os-cloud", site, *arguments], environment)
+    command = [client, "--os-cloud", site, *arguments]
+    if routed(json.loads(clouds.read_text())["clouds"][site]["auth"]["auth_url"]):
+        _take_over(command, environment)
+    with socks_proxy(Remote(workspace.ssh_config), lease.at(site).name) as proxy:
+        others = {name: value for name, value in environment.items() if not name.lower().endswith("_proxy")}
+        done = subprocess.run(command, env={**others, "ALL_PROXY": proxy}, check=False)
+    sys.exit(done.returncode)
 
 
 def release(named: str, announce: Announcer) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
+from xdist.scheduler.loadfile import LoadFileScheduling
 
 KERNELS = (
     "test_egress",
@@ -17,9 +21,14 @@ KERNELS = (
 """Files that start kernels of their own, each of which keeps a processor busy: one at a time, whoever else runs."""
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the marks in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests share their hosts: they stay together."""
-    for item in items:
-        group = "kernels" if item.path.stem in KERNELS else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
+class Lanes(LoadFileScheduling):  # type: ignore[misc] # pytest-xdist has no types
+    """A file's tests share their hosts, so they stay together; files that start kernels follow each other."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "kernels" if Path(file).stem in KERNELS else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes | None:
+    """What pytest-xdist asks for; None: what it makes itself."""
+    return Lanes(config, log) if config.getvalue("dist") == "loadfile" else None

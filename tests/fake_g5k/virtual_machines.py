@@ -81,7 +81,7 @@ class VirtualMachines(NamespaceMachines):
         short = name.partition(".")[0]
         return [
             "qemu-system-x86_64", "-name", short, "-machine", "q35", "-accel", self.accelerated,
-            "-m", "512", "-smp", "1", "-display", "none", "-serial", f"file:{folder / 'console'}",
+            "-m", "2048", "-smp", "1", "-display", "none", "-serial", f"file:{folder / 'console'}",
             "-kernel", str(self.box / "vmlinuz"), "-initrd", str(self.box / "initrd.img"),
             "-append", COMMAND_LINE + short,
             "-drive", f"file={disk},if=virtio,cache=unsafe",

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -137,6 +139,21 @@ def test_openstack_speaks_to_each_site(tool: Tool) -> None:
         token = subprocess.run([client, "--os-cloud", site, "token", "issue", "-f", "value", "-c", "id"],
                                env=clouds, capture_output=True, text=True, check=True)  # fmt: skip
         assert len(token.stdout.strip()) > 50
+
+
+def test_openstack_goes_by_way_of_a_host_where_there_is_no_route(tool: Tool) -> None:
+    clouds = json.loads((tool.workspace / "clouds.yaml").read_text())["clouds"]
+    keystone = urlsplit(clouds["rennes"]["auth"]["auth_url"])
+    rule = ["iif", "lo", "to", str(keystone.hostname), "pref", "100", "prohibit"]
+    subprocess.run(["ip", "rule", "add", *rule], check=True)
+    try:
+        with pytest.raises(OSError, match="Permission denied"):
+            socket.create_connection((keystone.hostname, keystone.port), timeout=5)
+        shown = tool("openstack", "rennes", "endpoint", "list", "-f", "json").stdout
+        assert {endpoint["Region"] for endpoint in json.loads(shown)} == {"nantes", "rennes"}
+        assert "nothing-such" in tool("openstack", "rennes", "user", "show", "nothing-such", code=1).stderr
+    finally:
+        subprocess.run(["ip", "rule", "del", *rule], check=True)
 
 
 def test_ssh_runs_a_command_on_a_host(tool: Tool) -> None:

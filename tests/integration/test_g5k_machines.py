@@ -5,6 +5,7 @@ Their kernels are their own, so the WAN is shaped by real netem; all goes throug
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -29,6 +30,14 @@ sites: [{{name: rennes}}, {{name: nantes}}]
 network: {{default: {{delay: 25 ms}}, compensate: true}}
 deployment: {{backend: {{type: mariadb, site: rennes}}}}
 """
+CARRIED = EXPERIMENT.replace(NAME, "g5k-whole").replace("  environment:", "  packages: carried\n  environment:")
+WHOLE = f"""\
+{CARRIED}
+question: Does all of it work on machines of Grid'5000?
+campaign:
+  bench_site: nantes
+  scenarios: [{{task: keystone/authenticate_user_and_validate_token, times: 5}}]
+"""
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +54,14 @@ def bed(tmp_path_factory: pytest.TempPathFactory, image: Path) -> Iterator[G5kBe
         yield bed
 
 
-def program(bed: G5kBed, *words: str) -> str:
+def program(bed: G5kBed, *words: str, limit_s: float = 900) -> str:
     """A Python program of ours in the fake's network, as the owner of its account; what it printed."""
     variables = {
         **os.environ, "HOME": str(bed.work / "home"), "PYTHONPATH": str(ROOT),
         "DISCOVERY_DEPLOY_STATE": str(bed.work / "state"), "DISCOVERY_DEPLOY_RESULTS": str(bed.work / "results"),
     }  # fmt: skip
     done = subprocess.run(
-        [*bed.inside, sys.executable, "-m", *words], env=variables, capture_output=True, text=True, timeout=900
+        [*bed.inside, sys.executable, "-m", *words], env=variables, capture_output=True, text=True, timeout=limit_s
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -75,3 +84,17 @@ def test_the_wan_between_reserved_machines_is_the_one_asked_for(bed: G5kBed) -> 
     program(bed, "discovery_deploy", "release", NAME)
     assert bed.jobs() == []
     assert not (bed.work / "state").exists()
+
+
+@pytest.mark.extended
+@pytest.mark.timeout(3600)
+def test_a_whole_experiment_from_its_file_to_its_report(bed: G5kBed) -> None:
+    (bed.work / "g5k-whole.yaml").write_text(WHOLE)
+    said = program(bed, "discovery_deploy", "run", str(bed.work / "g5k-whole.yaml"), limit_s=3400)
+    index = Path(said.strip().splitlines()[-1].removeprefix("report: "))
+    assert "machines of Grid" in index.read_text()
+    [record] = [json.loads(path.read_text()) for path in (bed.work / "results").glob("g5k-whole/runs/*/record.json")]
+    assert (record["status"], record["problems"]) == ("done", [])
+    assert [pair["asked_rtt_s"] for pair in record["wan_before"]["pairs"]] == [0.05, 0.05]
+    program(bed, "discovery_deploy", "release", "g5k-whole")
+    assert bed.jobs() == []
