@@ -25,6 +25,7 @@ from discovery_deploy.git_trees import commit_of
 from discovery_deploy.machine import Plan
 from discovery_deploy.model import Deployment, Strict
 from discovery_deploy.providers import local, vagrant
+from discovery_deploy.providers.base import noted_holder
 from discovery_deploy.records import ProjectRecord
 from discovery_deploy.sources import lock_entries
 
@@ -227,8 +228,8 @@ def _built_in(environment: Path) -> str | None:
 def _noted(plan: Plan) -> frozenset[str]:
     """Names of environments that the workspace of an experiment has noted as those of its hosts."""
     with suppress(OSError, ValueError):
-        workspace = (Path(str(plan["directory"])) / local.HOLDER).read_text(encoding="utf-8").strip()
-        return frozenset(_texts(json.loads((Path(workspace) / builds.NOTED).read_text(encoding="utf-8"))))
+        if workspace := noted_holder(Path(str(plan["directory"]))):
+            return frozenset(_texts(json.loads((workspace / builds.NOTED).read_text(encoding="utf-8"))))
     return frozenset()
 
 

@@ -20,14 +20,22 @@ from discovery_deploy.machine import Plan
 from discovery_deploy.machine_calls import IMAGE_LIMIT_S, UP_LIMIT_S, Caller, packed_tree, tree_name
 from discovery_deploy.model import Experiment, Strict
 from discovery_deploy.providers import local
-from discovery_deploy.providers.base import BookingProvider, Lack, Lease, Progress, ProviderInterface
+from discovery_deploy.providers.base import (
+    HOLDER,
+    BookingProvider,
+    Lack,
+    Lease,
+    Progress,
+    ProviderInterface,
+    noted_holder,
+)
 from discovery_deploy.remote import Remote, control_sockets, remove_control_sockets, side_by_side, ssh_config_text
 from discovery_deploy.software import hosts_environments
 from discovery_deploy.variables import EnvironmentsInterface
 from discovery_deploy.wan_tunnels import UDP_PORT
 from discovery_deploy.workspace import Workspace, write_file
 
-RECORD, HOLDER, MACHINES = "record.json", "workspace", "machines"
+RECORD, MACHINES = "record.json", "machines"
 LASTING = ("static",)
 """Providers whose machines go on after `release`: what is on them does not go by itself."""
 
@@ -242,10 +250,7 @@ class Nested:
 
     def holder(self, experiment_name: str) -> Path | None:
         """The workspace from which the hosts were last reserved."""
-        file = self.state / experiment_name / HOLDER
-        if not file.exists():
-            return self.inner.holder(experiment_name)
-        return Path(file.read_text(encoding="utf-8").strip())
+        return noted_holder(self.state / experiment_name) or self.inner.holder(experiment_name)
 
     def experiments(self) -> list[str]:
         """Names of the experiments that hold something here."""

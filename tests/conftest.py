@@ -12,6 +12,7 @@ KERNELS = (
     "test_egress",
     "test_g5k_machines",
     "test_nested",
+    "test_nested_experiment",
     "test_systemd_machine",
     "test_vagrant",
     "test_vagrant_release",

@@ -12,6 +12,19 @@ Progress = Callable[[str], None]
 """Takes one short line for the person who waits."""
 
 
+HOLDER = "workspace"
+"""File in a provider's folder of an experiment that says from which workspace its hosts were reserved."""
+
+
+def noted_holder(folder: Path) -> Path | None:
+    """The workspace that a provider's folder of an experiment names; None when it names none, or there is no folder."""
+    try:
+        text = (folder / HOLDER).read_text(encoding="utf-8").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return Path(text) if text else None
+
+
 class Lack(Strict):
     """Something that this machine lacks for a provider."""
 

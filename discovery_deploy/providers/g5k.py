@@ -23,8 +23,8 @@ from discovery_deploy.errors import TestbedError
 from discovery_deploy.g5k_request import Job, MachineFacts, Pool
 from discovery_deploy.machine import MachineError
 from discovery_deploy.model import Experiment, Strict
-from discovery_deploy.providers.base import Lack, Lease, LeasedHost, Progress
-from discovery_deploy.providers.local import HOLDER, state_directory
+from discovery_deploy.providers.base import HOLDER, Lack, Lease, LeasedHost, Progress, noted_holder
+from discovery_deploy.providers.local import state_directory
 from discovery_deploy.workspace import write_file
 
 ACCOUNT = ".python-grid5000.yaml"
@@ -191,11 +191,7 @@ class G5kProvider:
 
     def holder(self, experiment_name: str) -> Path | None:
         """The workspace from which an experiment's machines were last reserved, or None."""
-        try:
-            text = (self.records / experiment_name / HOLDER).read_text(encoding="utf-8").strip()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return Path(text) if text else None
+        return noted_holder(self.records / experiment_name)
 
     def experiments(self) -> list[str]:
         """Names of experiments with a record here, or with a job.

@@ -18,7 +18,7 @@ from discovery_deploy.errors import TestbedError
 from discovery_deploy.machine import MachineError, Plan
 from discovery_deploy.machine_plans import SLOTS, clear, free_slots, read_plan, replace, same_hosts, write_plan
 from discovery_deploy.model import Experiment
-from discovery_deploy.providers.base import Lack, Lease, LeasedHost, Progress
+from discovery_deploy.providers.base import HOLDER, Lack, Lease, LeasedHost, Progress, noted_holder
 from discovery_deploy.wan_uml import RouterError
 
 HOSTS_PER_SITE = 245
@@ -28,9 +28,6 @@ ENVIRONMENTS = "/opt/discovery-deploy"
 """Where hosts see the cache's Python environments, read-only."""
 
 ROUTER = "WAN router"
-
-HOLDER = "workspace"
-"""File beside an experiment's plan, with the path of the workspace that reserved its hosts."""
 
 NOT_OURS = frozenset({"vagrant", "g5k", "static"})
 """Folders of the state directory where other providers keep theirs; no experiment of this one is called so."""
@@ -229,11 +226,7 @@ class LocalProvider:
 
     def holder(self, experiment_name: str) -> Path | None:
         """The workspace from which an experiment's hosts were last reserved; None when there are none, or unknown."""
-        try:
-            text = (self.state / experiment_name / HOLDER).read_text(encoding="utf-8").strip()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return Path(text) if text else None
+        return noted_holder(self.state / experiment_name)
 
     def experiments(self) -> list[str]:
         """Names of experiments that have something on this machine."""

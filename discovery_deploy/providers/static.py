@@ -23,8 +23,8 @@ from discovery_deploy.errors import TestbedError
 from discovery_deploy.machine import MachineError
 from discovery_deploy.model import Experiment, Machine, Static, Strict
 from discovery_deploy.providers import static_ssh
-from discovery_deploy.providers.base import Lack, Lease, LeasedHost, Progress
-from discovery_deploy.providers.local import HOLDER, state_directory
+from discovery_deploy.providers.base import HOLDER, Lack, Lease, LeasedHost, Progress, noted_holder
+from discovery_deploy.providers.local import state_directory
 from discovery_deploy.remote import SSH_FAILED, side_by_side
 from discovery_deploy.traces import traces
 from discovery_deploy.workspace import write_file
@@ -222,11 +222,7 @@ class StaticProvider:
 
     def holder(self, experiment_name: str) -> Path | None:
         """The workspace from which an experiment's hosts were last reserved; None when there are none, or unknown."""
-        try:
-            text = (self._directory(experiment_name) / HOLDER).read_text(encoding="utf-8").strip()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return Path(text) if text else None
+        return noted_holder(self._directory(experiment_name))
 
     def experiments(self) -> list[str]:
         """Names of the experiments that hold machines, as far as this machine knows."""

@@ -24,8 +24,8 @@ from discovery_deploy.hypervisor import BACKENDS, PACKAGES, Hypervisor, Libvirt
 from discovery_deploy.machine import MachineError
 from discovery_deploy.model import Experiment
 from discovery_deploy.provider_models import Vagrant
-from discovery_deploy.providers.base import Lack, Lease, LeasedHost, Progress
-from discovery_deploy.providers.local import HOLDER, state_directory
+from discovery_deploy.providers.base import HOLDER, Lack, Lease, LeasedHost, Progress, noted_holder
+from discovery_deploy.providers.local import state_directory
 from discovery_deploy.remote import side_by_side
 from discovery_deploy.vagrant_plan import Request, Way
 
@@ -269,11 +269,7 @@ class VagrantProvider:
 
     def holder(self, experiment_name: str) -> Path | None:
         """The workspace from which an experiment's machines were last reserved."""
-        try:
-            text = (self.state / experiment_name / HOLDER).read_text(encoding="utf-8").strip()
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return Path(text) if text else None
+        return noted_holder(self.state / experiment_name)
 
     def experiments(self) -> list[str]:
         """Names of experiments with machines, or with something written down about them."""

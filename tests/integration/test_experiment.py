@@ -38,8 +38,9 @@ EXPERIMENT: dict[str, Any] = {
 class Tool:
     """The command line in a folder of its own."""
 
-    def __init__(self, folder: Path, experiment: dict[str, Any] = EXPERIMENT) -> None:
+    def __init__(self, folder: Path, experiment: dict[str, Any] = EXPERIMENT, limit_s: float = 800) -> None:
         self.folder = folder
+        self.limit_s = limit_s
         self.environment = {
             **os.environ,
             "DISCOVERY_DEPLOY_STATE": str(folder / "state"),
@@ -62,7 +63,7 @@ class Tool:
     def __call__(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [*COMMAND, *words], cwd=self.folder, env=self.environment, text=True,
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=800,
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=self.limit_s,
         )  # fmt: skip
         assert done.returncode == code, f"{words}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done

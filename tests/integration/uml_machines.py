@@ -138,7 +138,9 @@ class UmlMachines:
 
 
 @contextlib.contextmanager
-def uml_machines(folder: Path, image: Path, key: Path, names: Sequence[str]) -> Iterator[UmlMachines]:
+def uml_machines(
+    folder: Path, image: Path, key: Path, names: Sequence[str], memory_mb: int = 1024
+) -> Iterator[UmlMachines]:
     """Machines that can be logged in to with a key; nothing of them is left at the end."""
     addresses = {name: f"{NETWORK}.{number + 1}" for number, name in enumerate(names)}
     processes: list[subprocess.Popen[bytes]] = []
@@ -147,7 +149,7 @@ def uml_machines(folder: Path, image: Path, key: Path, names: Sequence[str]) -> 
         _ip(f"link add {BRIDGE} type bridge", f"address add {NETWORK}.254/24 dev {BRIDGE}", f"link set {BRIDGE} up")
         for name in names:
             _ip(f"tuntap add dev {taps[name]} mode tap", f"link set {taps[name]} master {BRIDGE} up")
-            processes.append(_start(folder / name, image, key, name, addresses[name], taps[name]))
+            processes.append(_start(folder / name, image, key, name, addresses[name], taps[name], memory_mb))
         found = UmlMachines(addresses, key)
         for name in names:
             _wait(found, name, folder / name / "console")
@@ -168,7 +170,9 @@ def _ip(*lines: str) -> None:
     subprocess.run(["ip", "-batch", "-"], input="\n".join(lines) + "\n", text=True, check=True)
 
 
-def _start(job: Path, image: Path, key: Path, name: str, address: str, tap: str) -> subprocess.Popen[bytes]:
+def _start(
+    job: Path, image: Path, key: Path, name: str, address: str, tap: str, memory_mb: int
+) -> subprocess.Popen[bytes]:
     job.mkdir()
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(job / "host_key")], check=True)
     (job / "key.pub").write_bytes(key.with_suffix(".pub").read_bytes())
@@ -177,8 +181,8 @@ def _start(job: Path, image: Path, key: Path, name: str, address: str, tap: str)
     subprocess.run(["mkfs.ext4", "-q", str(job / "disk")], check=True)
     (job / "init").write_text(INIT.format(job=job, image=image, name=name, address=address))
     (job / "init").chmod(0o755)
-    kernel = ["linux.uml", "mem=1024M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", f"init={job}/init"]
-    kernel += [f"ubd0={job}/disk", f"vec0:transport=tap,ifname={tap},depth=128,gro=1"]
+    kernel = ["linux.uml", f"mem={memory_mb}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"]
+    kernel += [f"init={job}/init", f"ubd0={job}/disk", f"vec0:transport=tap,ifname={tap},depth=128,gro=1"]
     kernel += ["con=null", "con0=null,fd:1", "ssl=null", "quiet", f"umid={name}", f"uml_dir={job}/uml"]
     with (job / "console").open("wb") as console:
         return subprocess.Popen(

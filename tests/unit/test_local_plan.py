@@ -15,6 +15,7 @@ from discovery_deploy.errors import TestbedError
 from discovery_deploy.machine import Plan, own
 from discovery_deploy.model import Experiment
 from discovery_deploy.providers import local
+from discovery_deploy.providers.base import HOLDER
 from discovery_deploy.site_networks import Inside, Observed
 
 NOTHING = Observed(links={}, addresses=(), routes=(), rules=frozenset(), namespaces=())
@@ -327,7 +328,7 @@ def test_hosts_are_known_by_who_reserved_them_and_by_their_plans(
         directory.mkdir(parents=True)
         (directory / "plan.json").write_text(json.dumps({"slot": 5, "experiment": directory.name}))
     (tmp_path / "state" / "cut-off" / "plan.json").write_text("{")
-    (tmp_path / "state" / "near" / local.HOLDER).write_text("/results/near\n")
+    (tmp_path / "state" / "near" / HOLDER).write_text("/results/near\n")
     assert provider.holder("near") == Path("/results/near")
     assert provider.holder("cut-off") is None
     assert {plan["experiment"] for plan in local.known_plans(tmp_path / "state")} == {"near", "far"}
