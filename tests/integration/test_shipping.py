@@ -49,7 +49,8 @@ class Bed:
     def __init__(self, bed: LocalBed, folder: Path) -> None:
         self.bed = bed
         self.lease: Lease = bed.reserve(EXPERIMENT)
-        ways = {host.name: (host.management_address, {}) for host in self.lease.hosts}
+        no_options: dict[str, str] = {}
+        ways = {host.name: (host.management_address, no_options) for host in self.lease.hosts}
         # pytest's folders are too long for ssh's sockets
         text = ssh_config_text(ways, bed.key, folder).replace("ControlMaster auto", "ControlMaster no")
         (folder / "ssh_config").write_text(text)
