@@ -21,6 +21,14 @@ KERNELS = (
 )
 """Files that start kernels of their own, each of which keeps a processor busy: one at a time, whoever else runs."""
 
+LONGEST = "test_topologies"
+"""A file that must not be the last one: the other process would wait for it."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, the others as they were."""
+    items.sort(key=lambda item: item.path.stem != LONGEST)
+
 
 class Lanes(LoadFileScheduling):  # type: ignore[misc] # pytest-xdist has no types
     """A file's tests share their hosts, so they stay together; files that start kernels follow each other."""
