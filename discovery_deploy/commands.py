@@ -211,9 +211,12 @@ def openstack(workspace: Workspace, site: str, arguments: Sequence[str]) -> None
     environment["OS_CLIENT_CONFIG_FILE"] = str(clouds)
     client = str(Path(sys.executable).parent / "openstack")
     command = [client, "--os-cloud", site, *arguments]
-    if routed(json.loads(clouds.read_text())["clouds"][site]["auth"]["auth_url"]):
+    host = lease.at(site)
+    # An address behind another machine may be that of somebody else here: another experiment's, on this machine.
+    direct = not {"ProxyJump", "ProxyCommand"} & set(host.ssh)
+    if direct and routed(json.loads(clouds.read_text())["clouds"][site]["auth"]["auth_url"]):
         _take_over(command, environment)
-    with socks_proxy(Remote(workspace.ssh_config), lease.at(site).name) as proxy:
+    with socks_proxy(Remote(workspace.ssh_config), host.name) as proxy:
         others = {name: value for name, value in environment.items() if not name.lower().endswith("_proxy")}
         done = subprocess.run(command, env={**others, "ALL_PROXY": proxy}, check=False)
     sys.exit(done.returncode)
