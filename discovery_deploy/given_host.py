@@ -128,6 +128,11 @@ def unit_states(units: Iterable[str]) -> dict[str, dict[str, str]]:
     return {block["Id"]: block for block in blocks if block.get("Id")}
 
 
+def at_work(units: Iterable[str]) -> list[str]:
+    """Those units that run, or are about to."""
+    return [name for name, unit in unit_states(units).items() if unit["ActiveState"] in AT_WORK]
+
+
 def device_of(address: str) -> str:
     """The network device that has an address. Raises HostError, naming those that there are."""
     links = json.loads(run("ip", "-j", "-4", "address", "show"))
@@ -176,6 +181,7 @@ def picture(files: Files, traces: Traces) -> dict[str, Any]:
         "groups": [name for name in traces["users"] if known(grp.getgrnam, name)],
         "interfaces": [name for name in traces["interfaces"] if Path("/sys/class/net", name).exists()],
         "units": {name: unit["UnitFileState"] for name, unit in unit_states(traces["units"]).items()},
+        "timers": at_work(traces["timers"]),
     }
 
 
@@ -206,8 +212,7 @@ def lacks(files: Files, request: dict[str, Any]) -> list[str]:
     except HostError as error:
         found.append(str(error))
     if not files.read(FOUND):
-        units = unit_states(request["traces"]["units"])
-        busy = [name for name, unit in units.items() if unit["ActiveState"] in AT_WORK]
+        busy = at_work(request["traces"]["units"])
         if busy:
             how = f"`systemctl disable --now {' '.join(busy)}` when nobody needs it"
             found.append(f"{', '.join(busy)} is at work, which experiments bring themselves; {how}")
@@ -233,6 +238,9 @@ def hold(files: Files, request: dict[str, Any]) -> dict[str, Any]:
         files.write(HELD, {**{key: request[key] for key in keys}, "token": token})
         if files.read(FOUND) is None:
             files.write(FOUND, {**picture(files, request["traces"]), "device": device, "ours_alone": not before})
+        timers = at_work(request["traces"]["timers"])
+        if timers:
+            run("systemctl", "stop", *timers)
         move_aside(files, request["traces"])
         give_key(files, request["key"], request["mark"])
     return {"held_by": None, "identity": f"{machine_id(files)} {token}", "device": device}

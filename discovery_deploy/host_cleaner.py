@@ -169,11 +169,14 @@ def put_back(files: Files, found: dict[str, Any]) -> None:
 
 
 def restore_units(found: dict[str, Any], traces: Traces) -> None:
-    """Units that began at boot do so again."""
+    """Units that began at boot do so again; timers that ran run."""
     run("systemctl", "daemon-reload")
     for name, unit in unit_states(traces["units"]).items():
         if found["units"].get(name) == "enabled" and unit["UnitFileState"] == "disabled":
             run("systemctl", "enable", "--quiet", name)
+    timers = found.get("timers", [])
+    if timers:
+        run("systemctl", "start", *timers)
 
 
 def remove_users(traces: Traces, found: dict[str, Any]) -> None:

@@ -8,9 +8,10 @@ wrong is {"failed": text}.
   is written down how the host was before us.
 * `receive`: unpacks files into `ARCHIVE`: an apt archive, or a part of one.
 * `plan`: {"carried", "packages"} -> "new": [[name, version]...] that apt would install, "upgraded" alike.
-* `install`: {"carried", "packages", "source", "kept_units", "emptied"} -> as `look`. No service is started; what the
-  packages let start by themselves is disabled, except the kept units. What they put at emptied paths (package ->
-  patterns) is removed. How the host is before, and what is about to be new, is written down first.
+* `install`: {"carried", "packages", "source", "kept_units", "emptied", "timers"} -> as `look`. The timers stop. No
+  service is started; what the packages let start by themselves is disabled, except the kept units. What they put at
+  emptied paths (package -> patterns) is removed. How the host is before, and what is about to be new, is written down
+  first.
 * `remove`: {"accounts": [name...]} -> "removed": the packages that `install` brought. The accounts that came with them
   go too, and of the named accounts those that were not there before.
 * `forget`: removes what we keep about packages here, and the carried archive.
@@ -166,6 +167,8 @@ def install(asked: dict[str, Any]) -> dict[str, Any]:
     if not RECORD.exists() and DATABASES.exists() and not OURS.exists():
         raise PackageError(f"{DATABASES.parent} holds databases that are not ours: save and remove them")
     write(known)
+    if Path("/run/systemd/system").is_dir():
+        run("systemctl", "stop", *asked["timers"], accepted=(0, 5))  # 5: there is no such timer
     if not asked["packages"]:
         return look(asked)
     with nothing_started():

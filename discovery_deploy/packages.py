@@ -15,6 +15,7 @@ from discovery_deploy.errors import TestbedError
 from discovery_deploy.image import Progress, Variant, base_image
 from discovery_deploy.remote import Remote
 from discovery_deploy.services import SERVICES
+from discovery_deploy.traces import TIMERS
 
 Packages = Literal["network", "carried"]
 """Where hosts get the packages that they lack."""
@@ -93,7 +94,7 @@ def install_packages(
         _carry(remote, host, asked, cache / FOLDER, archive, send)
     if missing:
         progress(f"{host}: installing {len(missing)} Debian packages and what they need")
-    asked |= {"kept_units": KEPT_UNITS, "emptied": EMPTIED}
+    asked |= {"kept_units": KEPT_UNITS, "emptied": EMPTIED, "timers": TIMERS}
     installed = ask(remote, host, "install", asked)
     if installed["missing"]:
         raise TestbedError(f"{host}: still not installed: {', '.join(installed['missing'])}", "Run again.")

@@ -23,6 +23,8 @@ SOFTWARE = "/opt/discovery-deploy"
 
 _OWN_PATHS = (f"{STATE_DIRECTORY}/runs", f"{STATE_DIRECTORY}/environments", SOFTWARE)
 """What the driver itself writes on hosts: runs, what it knows of environments, and those."""
+TIMERS = ("apt-daily.timer", "apt-daily-upgrade.timer", "man-db.timer", "dpkg-db-backup.timer", "fstrim.timer")
+"""What a Debian host does by itself at some hour, which would be a part of what is measured then."""
 _SCRATCH = ("/root/.ansible",)
 _INTERFACES = ("br-int", "br-ex", "br-tunnel", "ovs-netdev", "ovs-system", "tunnel-in", "tunnel-out")
 """What a killed Open vSwitch leaves; `open_vswitch_state` of the playbooks removes the same."""
@@ -46,6 +48,8 @@ class Traces(Strict):
     """Network namespaces."""
     tables: tuple[str, ...]
     """Tables of nftables, of family ip."""
+    timers: tuple[str, ...]
+    """Timers of the host that stand still meanwhile."""
     programs: tuple[str, ...]
     """Directories; what was started from there is an experiment's process."""
 
@@ -76,6 +80,7 @@ def traces(playbooks: Path) -> Traces:
         interfaces=_INTERFACES,
         namespaces=("tunnels",),
         tables=("discovery_tunnels",),
+        timers=TIMERS,
         programs=(SOFTWARE,),
     )
 

@@ -149,6 +149,28 @@ def other(bed: OnStatic, folder: Path) -> tuple[StaticProvider, Any, str, Path]:
     )
 
 
+TIMER = "apt-daily.timer"
+LIKE_A_MACHINE = f"rm /etc/systemd/system/{TIMER}; systemctl daemon-reload; systemctl start {TIMER}"
+LIKE_A_CONTAINER = f"systemctl stop {TIMER}; systemctl --quiet mask {TIMER}"
+
+
+def test_what_a_host_does_by_itself_at_some_hour_waits_for_the_release(free: OnStatic) -> None:
+    on(free, "lyon-1", LIKE_A_MACHINE)
+    try:
+        state = f"systemctl is-active {TIMER} || true"
+        for _ in range(2):
+            lease = free.reserve()
+            assert free.login(lease, "lyon-1", state) == "inactive"
+            on(free, "lyon-1", f"systemctl start {TIMER}")  # as a boot does it
+        free.reserve()
+        assert free.login(lease, "lyon-1", state) == "inactive"
+        free.release()
+        assert on(free, "lyon-1", state) == "active"
+    finally:
+        free.release()
+        on(free, "lyon-1", LIKE_A_CONTAINER)
+
+
 def test_a_host_that_another_experiment_holds_is_refused_naming_it(free: OnStatic, tmp_path: Path) -> None:
     free.reserve()
     provider, asked, key, workspace = other(free, tmp_path)

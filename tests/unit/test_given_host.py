@@ -16,6 +16,7 @@ EMPTY: dict[str, list[str]] = {
     "units": [], "paths": ["/etc/ours", "/etc/ours.conf", "/etc/units/x@*.d", "/opt/ours"],
     "contents": ["/var/lib/data"],
     "scratch": ["/root/.scratch"], "users": [], "interfaces": [], "namespaces": [], "tables": [],
+    "timers": [],
     "programs": ["/opt/ours"],
 }  # fmt: skip
 KEY = "ssh-ed25519 AAAA"

@@ -84,6 +84,7 @@ class Host:
 
     def install(self, *names: str, carried: bool = True) -> dict[str, Any]:
         asked = {"packages": names, "carried": carried, "source": "a", "kept_units": ["dbus.service"]}
+        asked |= {"timers": ["a.timer"]}
         patterns = [f"{self.root}/data/*", f"{self.root}/units/*.here"]
         return host_packages.install({**asked, "emptied": {"memcached": patterns, "libold": [f"{self.root}/policy"]}})
 
