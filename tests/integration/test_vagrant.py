@@ -24,6 +24,13 @@ sites: [{{name: paris}}, {{name: lyon}}]
 network: {{default: {{delay: 25 ms}}, compensate: true}}
 deployment: {{backend: {{type: mariadb, site: paris}}}}
 """
+WHOLE = f"""\
+{EXPERIMENT.replace(NAME, "vagrant-whole").replace("512", "2048")}
+question: Does all of it work on machines of Vagrant?
+campaign:
+  bench_site: lyon
+  scenarios: [{{task: keystone/authenticate_user_and_validate_token, times: 5}}]
+"""
 HOSTS = ("paris-1", "lyon-1")
 START_S = 900.0
 
@@ -60,11 +67,11 @@ def on(bed: VagrantBed, host: str, command: str) -> str:
     return bed.well("ssh", "--experiment", NAME, host, command, limit_s=120.0)
 
 
-def everything(bed: VagrantBed) -> list[str]:
-    """Names of what libvirt has of the experiment."""
+def everything(bed: VagrantBed, experiment: str = NAME) -> list[str]:
+    """Names of what libvirt has of an experiment."""
     volumes = [line.split()[0] for pool in bed.virsh("pool-list", "--name") for line in bed.virsh("vol-list", pool)]
     names = [*bed.virsh("list", "--all", "--name"), *bed.virsh("net-list", "--all", "--name"), *volumes]
-    return [name for name in names if name.startswith(prefix(NAME))]
+    return [name for name in names if name.startswith(prefix(experiment))]
 
 
 def test_machines_are_reserved_mended_and_given_back(bed: VagrantBed) -> None:
@@ -117,3 +124,19 @@ def test_what_a_killed_reservation_leaves_is_given_back(bed: VagrantBed) -> None
     assert everything(bed) != []
     bed.well("release", NAME, limit_s=300.0)
     assert everything(bed) == []
+
+
+@pytest.mark.extended
+@pytest.mark.timeout(5400)
+def test_a_whole_experiment_from_its_file_to_its_report(bed: VagrantBed) -> None:
+    (bed.directory / "vagrant-whole.yaml").write_text(WHOLE)
+    said = bed.well("run", "vagrant-whole.yaml", limit_s=5000.0)
+    index = Path(said.strip().splitlines()[-1].removeprefix("report: "))
+    assert "machines of Vagrant" in index.read_text()
+    [record] = [json.loads(path.read_text()) for path in index.parents[1].glob("runs/*/record.json")]
+    assert (record["status"], record["problems"]) == ("done", [])
+    assert [pair["asked_rtt_s"] for pair in record["wan_before"]["pairs"]] == [0.05, 0.05]
+    shown = bed.well("openstack", "-e", "vagrant-whole", "lyon", "endpoint", "list", "-f", "json", limit_s=600.0)
+    assert {endpoint["Region"] for endpoint in json.loads(shown)} == {"paris", "lyon"}
+    bed.well("release", "vagrant-whole", limit_s=300.0)
+    assert everything(bed, "vagrant-whole") == []
