@@ -60,11 +60,14 @@ class Tool:
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
-    def __call__(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
             [*COMMAND, *words], cwd=self.folder, env=self.environment, text=True,
-            stdin=subprocess.DEVNULL, capture_output=True, timeout=self.limit_s,
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=self.limit_s, check=False,
         )  # fmt: skip
+
+    def __call__(self, *words: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        done = self.run(*words)
         assert done.returncode == code, f"{words}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
         return done
 

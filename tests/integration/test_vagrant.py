@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from discovery_deploy import box, stack, wan
 from discovery_deploy.enoslib_environment import enoslib_python
 from discovery_deploy.vagrant_plan import prefix
 from tests.integration.vagrant_bed import VagrantBed
+from tests.integration.whole_experiment import until_valid
 
 pytestmark = [pytest.mark.integration, pytest.mark.machines, pytest.mark.timeout(1500)]
 
@@ -130,12 +132,8 @@ def test_what_a_killed_reservation_leaves_is_given_back(bed: VagrantBed) -> None
 @pytest.mark.timeout(5400)
 def test_a_whole_experiment_from_its_file_to_its_report(bed: VagrantBed) -> None:
     (bed.directory / "vagrant-whole.yaml").write_text(WHOLE)
-    said = bed.well("run", "vagrant-whole.yaml", limit_s=5000.0)
-    index = Path(said.strip().splitlines()[-1].removeprefix("report: "))
-    assert "machines of Vagrant" in index.read_text()
-    [record] = [json.loads(path.read_text()) for path in index.parents[1].glob("runs/*/record.json")]
-    assert (record["status"], record["problems"]) == ("done", [])
-    assert [pair["asked_rtt_s"] for pair in record["wan_before"]["pairs"]] == [0.05, 0.05]
+    page = until_valid(functools.partial(bed.tool, limit_s=5000.0), "vagrant-whole.yaml", 0.05)
+    assert "machines of Vagrant" in page
     shown = bed.well("openstack", "-e", "vagrant-whole", "lyon", "endpoint", "list", "-f", "json", limit_s=600.0)
     assert {endpoint["Region"] for endpoint in json.loads(shown)} == {"paris", "lyon"}
     bed.well("release", "vagrant-whole", limit_s=300.0)
