@@ -62,7 +62,8 @@ def run(bed: G5kBed, *words: str, limit_s: float = 900) -> subprocess.CompletedP
         **os.environ, "HOME": str(bed.work / "home"), "PYTHONPATH": str(ROOT),
         "DISCOVERY_DEPLOY_STATE": str(bed.work / "state"), "DISCOVERY_DEPLOY_RESULTS": str(bed.work / "results"),
     }  # fmt: skip
-    command = [*bed.inside, sys.executable, "-m", *words]
+    enter, *inside = bed.inside
+    command = [enter, "--pid", *inside, sys.executable, "-m", *words]  # --pid: its /proc is theirs
     return subprocess.run(command, env=variables, capture_output=True, text=True, timeout=limit_s, check=False)
 
 
