@@ -13,6 +13,7 @@ KERNELS = (
     "test_g5k_machines",
     "test_nested",
     "test_nested_experiment",
+    "test_nested_many",
     "test_systemd_machine",
     "test_vagrant",
     "test_vagrant_release",
