@@ -221,8 +221,8 @@ def compensate(shapes: Shapes, base_rtts_s: Mapping[Pair, float], verify: Verify
 
     Args:
         shapes: as asked.
-        base_rtts_s: ordered pair -> RTT in seconds while nothing was shaped; of both orders, of which the
-            smaller counts, or of one.
+        base_rtts_s: ordered pair -> median RTT in seconds while nothing was shaped; of both orders, whose
+            mean counts, or of one.
         verify: a base RTT is too long when it exceeds what can be taken off by more than is accepted as measured.
     Raises:
         MeasurementError: naming every pair whose base RTT is too long, or was not measured.
@@ -234,7 +234,7 @@ def compensate(shapes: Shapes, base_rtts_s: Mapping[Pair, float], verify: Verify
         if not known:
             mistakes.append(f"{a} <-> {b}: the testbed's own RTT is not known: no echo came back while it was unshaped")
             continue
-        base_s, asked_s = min(known), asked_rtt_s(shapes, (a, b))
+        base_s, asked_s = sum(known) / len(known), asked_rtt_s(shapes, (a, b))
         there, back = shapes[a, b], shapes[b, a]
         can_s = _can_give_s(there), _can_give_s(back)
         if base_s - sum(can_s) > base_rtt_tolerance_s(asked_s, verify):

@@ -108,9 +108,6 @@ def base_rtts(
 ) -> BaseRtts:
     """Measure the testbed's own RTT of every pair of sites; nothing may be shaped meanwhile.
 
-    The smallest counts, not the median: hosts are busy when they have just been deployed, and what that adds would be
-    taken off every delay from then on.
-
     Args:
         runner: runs a command on a host.
         points: one per site.
@@ -123,9 +120,9 @@ def base_rtts(
     how = verify.model_copy(update={"measure": ("rtt",), "probes": max(verify.probes, BASE_PROBES)})
     measured = measure.measure(runner, points, unshaped, how)
     pairs = [
-        BaseRtt(source=source, destination=destination, rtt_s=pair.rtt_min_s)
+        BaseRtt(source=source, destination=destination, rtt_s=pair.rtt_median_s)
         for (source, destination), pair in sorted(measured.pairs.items())
-        if pair.rtt_min_s is not None
+        if pair.rtt_median_s is not None
     ]
     at = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return BaseRtts(measured_at=at, identities=dict(identities), pairs=tuple(pairs))

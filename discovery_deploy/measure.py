@@ -185,7 +185,6 @@ def _measure_rtt(
         found[source, destination].update(
             sent=result["sent"],
             received=result["received"],
-            rtt_min_s=result["min_s"],
             rtt_median_s=result["median_s"],
             rtt_p99_s=result["p99_s"],
             rtt_max_s=result["max_s"],

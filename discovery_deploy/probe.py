@@ -149,7 +149,7 @@ class Echoes:
         self.receive()
 
     def results(self, count: int) -> dict[str, dict[str, Any]]:
-        """Per destination: sent, received, duplicates; smallest, median, 99th percentile, largest RTT (s or None)."""
+        """Per destination: sent, received, duplicates, and median, 99th percentile and largest RTT (s or None)."""
         results = {}
         for index, destination in enumerate(self.destinations):
             ordered = sorted(self.rtts_s[index].values())
@@ -158,7 +158,6 @@ class Echoes:
                 "received": len(ordered),
                 "duplicates": self.duplicates[index],
                 "unsent": self.unsent[index],
-                "min_s": ordered[0] if ordered else None,
                 "median_s": quantile(ordered, 0.5) if ordered else None,
                 "p99_s": quantile(ordered, 0.99) if ordered else None,
                 "max_s": ordered[-1] if ordered else None,

@@ -60,8 +60,6 @@ class PairMeasurement(Strict):
     rtt_median_s: float | None
     rtt_p99_s: float | None
     rtt_max_s: float | None
-    rtt_min_s: float | None = None
-    """Not in records of before it was measured."""
     loss: float | None = None
     """One-way loss, a ratio, counted at the destination."""
     rate_bps: float | None = None

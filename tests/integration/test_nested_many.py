@@ -30,7 +30,7 @@ EXPERIMENT = Experiment.model_validate(
         "deployment": {"backend": {"type": "galera"}},
     }
 )
-EMULATED = Verify.model_validate({"rtt_tolerance": "5 ms"})
+EMULATED = Verify(rtt_tolerance=0.005)
 """Of what is measured, several milliseconds are those of four kernels that wait for two processors."""
 
 

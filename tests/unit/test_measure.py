@@ -53,14 +53,7 @@ class Hosts:
             if other:
                 rtt_s = asked_rtt_s(self.shapes, (site, other)) + BASE_S + self.extra_s((site, other), attempt)
             count = spec["count"]
-            results[address] = {
-                "sent": count,
-                "received": count,
-                "min_s": rtt_s,
-                "median_s": rtt_s,
-                "p99_s": rtt_s,
-                "max_s": rtt_s,
-            }
+            results[address] = {"sent": count, "received": count, "median_s": rtt_s, "p99_s": rtt_s, "max_s": rtt_s}
         return {"scheduling": "fifo", "results": results}
 
     def stream(self, site: str, spec: dict[str, Any], attempt: int) -> dict[str, Any]:

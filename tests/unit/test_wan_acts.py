@@ -38,14 +38,7 @@ class Answering(Remote):
             self.asked.append("probe")
             assert self.shaping == set()
             probe = json.loads(command[-1])
-            result = {
-                "sent": 9,
-                "received": 9,
-                "min_s": self.rtt_s,
-                "median_s": self.rtt_s,
-                "p99_s": self.rtt_s,
-                "max_s": self.rtt_s,
-            }
+            result = {"sent": 9, "received": 9, "median_s": self.rtt_s, "p99_s": self.rtt_s, "max_s": self.rtt_s}
             return json.dumps({"results": dict.fromkeys(probe["destinations"], result), "scheduling": "fifo"})
         request = json.loads(stdin)
         self.asked.append(request["act"])
