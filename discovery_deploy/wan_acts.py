@@ -88,6 +88,16 @@ class Wan:
             self.workspace.save(BASE, base)
         return egress.compensate(shapes, base.by_pair(), verify)
 
+    def forget_own_rtt(self, experiment: Experiment) -> bool:
+        """Let the testbed's own RTT be measured anew when shapes are put next. False when none is taken off.
+
+        It may have been measured while hosts were busy with their deployment, or paths may be others by now.
+        """
+        if not self._compensates(experiment):
+            return False
+        (self.workspace.path / BASE).unlink(missing_ok=True)
+        return True
+
     def _compensates(self, experiment: Experiment) -> bool:
         return experiment.network.compensate and self.lease.shaped == "hosts" and len(experiment.sites) > 1
 

@@ -197,7 +197,7 @@ def test_rally_is_ended_and_so_are_its_requests() -> None:
     waits = re.findall(r"^(\w*timeout\w*) *= *(.*)$", text, re.MULTILINE)
     assert waits
     assert all(0 < float(value) < math.inf for _, value in waits)
-    assert bench.limit_s(1) == 780
+    assert bench.limit_s(1) == 1980
     assert "RuntimeMaxSec" in inspect.getsource(bench)
 
 

@@ -30,7 +30,7 @@ EXPERIMENT = Experiment.model_validate(
         "deployment": {"backend": {"type": "galera"}},
     }
 )
-EMULATED = Verify(rtt_tolerance=0.005)
+EMULATED = Verify.model_validate({"rtt_tolerance": "5 ms"})
 """Of what is measured, several milliseconds are those of four kernels that wait for two processors."""
 
 

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from discovery_deploy import image
+from discovery_deploy import image, wan_acts
 from discovery_deploy.campaign import set_at, settings
 from discovery_deploy.driver import Driver, PlannedRun
 from discovery_deploy.errors import StateError
@@ -252,3 +252,32 @@ def test_a_run_of_another_load_or_client_is_another_run(tmp_path: Path) -> None:
     assert len({run.fingerprint for run in planned}) == len({run.id for run in planned}) == 2
     elsewhere = Testbed(set_at(asked, "campaign.bench_site", "rennes"), bed.workspace, Machines(), Silence())
     assert planned[0].fingerprint != Driver(elsewhere, "").planned()[0].fingerprint
+
+
+@pytest.mark.parametrize(("taken_off", "measured"), [(True, 2), (False, 1)])
+def test_a_wan_that_is_not_as_asked_has_the_testbeds_own_rtt_measured_anew_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken_off: bool, measured: int
+) -> None:
+    happened: list[str] = []
+
+    def verify(self: Testbed, asked: Experiment) -> WanReport:
+        happened.append("verify")
+        return WanReport(pairs=(), measured_at="t", readback_problems=("a path is too short",))
+
+    def noted(phase: str) -> Callable[[Testbed, Experiment], str]:
+        def act(self: Testbed, asked: Experiment) -> str:
+            happened.append(phase)
+            return ""
+
+        return act
+
+    for phase in ("prepare", "deploy", "constrain"):
+        monkeypatch.setattr(Testbed, f"_{phase}", noted(phase))
+    monkeypatch.setattr(Testbed, "verify", verify)
+    monkeypatch.setattr(wan_acts.Wan, "forget_own_rtt", lambda self, asked: taken_off)
+    bed = Testbed(experiment(), workspace(tmp_path / "w"), Machines(), Silence())
+    report = bed.bring_to(settings(experiment())[0])
+    assert report is not None
+    assert report.problems
+    assert happened == ["prepare", "deploy", *["constrain", "verify"] * measured]
+    assert "verify" in bed.stale(settings(experiment())[0])

@@ -78,6 +78,19 @@ def test_the_testbeds_own_rtt_is_measured_once_while_nothing_is_shaped(tmp_path:
     assert wan.facts(asked).endswith("; the testbed's own RTT, at most 4.00 ms, is part of the asked ones")
 
 
+def test_forgotten_it_is_measured_again(tmp_path: Path) -> None:
+    asked = experiment(compensate=True)
+    wan, remote = wan_of(tmp_path, asked, 0.004)
+    assert delays_ms(wan, asked) == {3.0}
+    remote.rtt_s = 0.002
+    assert delays_ms(wan, asked) == {3.0}
+    assert wan.forget_own_rtt(asked)
+    assert wan.forget_own_rtt(asked)
+    assert delays_ms(wan, asked) == {4.0}
+    plain = experiment()
+    assert not wan_of(tmp_path, plain, 0.004)[0].forget_own_rtt(plain)
+
+
 def test_of_other_machines_it_is_measured_again(tmp_path: Path) -> None:
     asked = experiment(compensate=True)
     wan, _ = wan_of(tmp_path, asked, 0.004)
