@@ -157,7 +157,7 @@ LIKE_A_CONTAINER = f"systemctl stop {TIMER}; systemctl --quiet mask {TIMER}"
 def test_what_a_host_does_by_itself_at_some_hour_waits_for_the_release(free: OnStatic) -> None:
     on(free, "lyon-1", LIKE_A_MACHINE)
     try:
-        state = f"systemctl is-active {TIMER} || true"
+        state = f"systemctl show --property=ActiveState --value {TIMER}"
         for _ in range(2):
             lease = free.reserve()
             assert free.login(lease, "lyon-1", state) == "inactive"
