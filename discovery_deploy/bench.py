@@ -48,7 +48,7 @@ class SiteResult(Strict):
 def limit_s(times: int) -> float:
     """Seconds after which a Rally run counts as hung: 30 minutes, and 3 minutes per iteration.
 
-    Without a cache and 50 ms from its database, Keystone takes over 15 minutes for what is made and removed around them.
+    Without a cache and 50 ms from its database, Keystone takes 15 minutes and more around its iterations.
     """
     return 1800.0 + 180.0 * times
 
