@@ -18,6 +18,7 @@ from tests.integration.wan_bed import Wan
 
 MEASUREMENTS = 6
 TOLERANCE_S = 0.0005
+BASE_S = 0.002
 
 
 def network(**fields: Any) -> Network:
@@ -34,16 +35,21 @@ def until_good(attempt: Callable[[], dict[Any, Any]]) -> None:
     assert not wrong
 
 
-def wrong_rtts(wan: Wan, shapes: dict[Pair, PathShape]) -> dict[Pair, float]:
-    """Pairs whose median RTT is not twice the delay plus the testbed's own, with their errors in seconds."""
+def wrong_rtts(wan: Wan, shapes: dict[Pair, PathShape]) -> dict[Pair | str, float]:
+    """Pairs whose median RTT is not twice the delay plus the testbed's own, with their errors in seconds.
+
+    The testbed's own RTT is among them, as `base`, when it is not that of one machine.
+    """
     measured = measure.measure(wan.run, wan.points, shapes, Verify())
     assert measured.probe_scheduling == "fifo"
-    assert 0 < measured.base_rtt_s < 0.002
-    errors_s = {}
+    base_s = measured.base_rtt_s
+    wrong: dict[Pair | str, float] = {} if 0 < base_s < BASE_S else {"base": base_s}
     for pair, m in measured.pairs.items():
         assert m.rtt_median_s is not None
-        errors_s[pair] = m.rtt_median_s - measured.base_rtt_s - asked_rtt_s(shapes, pair)
-    return {pair: error_s for pair, error_s in errors_s.items() if abs(error_s) > TOLERANCE_S}
+        error_s = m.rtt_median_s - base_s - asked_rtt_s(shapes, pair)
+        if abs(error_s) > TOLERANCE_S:
+            wrong[pair] = error_s
+    return wrong
 
 
 def every_round_trip_is_twice_the_delay(wan: Wan, delay: str) -> None:
