@@ -178,12 +178,10 @@ class Driver:
                     self.collect()  # before these hosts go
                 hosts = wanted
                 verified = self.testbed.bring_to(setting)
-                before = (
-                    self._smoke_once(setting)
-                    or verified
-                    or (last if at == setting.record.label else None)
-                    or self.testbed.verify(setting.experiment)
-                )
+                before = self._smoke_once(setting) or verified or (last if at == setting.record.label else None)
+                # A run that begins with a WAN that is not as asked does not count: look anew.
+                if before is None or (before.problems and before is not verified):
+                    before = self.testbed.verify_corrected(setting.experiment)
                 last, at = self._run(run, before, f"{order[run.id] + 1}/{len(pending)}"), setting.record.label
             except BaseException:
                 sweeper.cancel(combination)

@@ -81,22 +81,33 @@ class Wan:
         if not self._compensates(experiment):
             return shapes
         verify = experiment.network.verify
+        base = self._base(shapes)
+        if base is not None:
+            return egress.compensate(shapes, base.by_pair(), verify, base.late())
+        self.flatten(experiment)
+        base = egress_hosts.base_rtts(self.remote, self.points(experiment), verify, self.lease.identities)
+        compensated = egress.compensate(shapes, base.by_pair(), verify)
+        self.workspace.save(BASE, base)  # after it: what is refused is measured anew next time
+        return compensated
+
+    def _base(self, shapes: Shapes) -> BaseRtts | None:
+        """What is known of these hosts' own RTTs."""
         base = self.workspace.load(BASE, BaseRtts)
-        if base is None or base.identities != self.lease.identities or set(base.by_pair()) != set(shapes):
-            self.flatten(experiment)
-            base = egress_hosts.base_rtts(self.remote, self.points(experiment), verify, self.lease.identities)
-            self.workspace.save(BASE, base)
-        return egress.compensate(shapes, base.by_pair(), verify)
+        known = base is not None and base.identities == self.lease.identities and set(base.by_pair()) == set(shapes)
+        return base if known else None
 
-    def forget_own_rtt(self, experiment: Experiment) -> bool:
-        """Let the testbed's own RTT be measured anew when shapes are put next. False when none is taken off.
+    def correct(self, experiment: Experiment, report: wan.WanReport) -> bool:
+        """Take other times off when shapes are put next, by what was measured now. False when there is no need.
 
-        It may have been measured while hosts were busy with their deployment, or paths may be others by now.
+        What the testbed takes itself may have been measured while hosts were busy with their deployment, shaped paths
+        take longer on some machines (`egress.corrected`), or paths may be others by now.
         """
-        if not self._compensates(experiment):
-            return False
-        (self.workspace.path / BASE).unlink(missing_ok=True)
-        return True
+        shapes = asked(experiment)
+        base = self._base(shapes) if self._compensates(experiment) and not report.readback_problems else None
+        better = base and egress.corrected(base, shapes, report, experiment.network.verify)
+        if better:
+            self.workspace.save(BASE, better)
+        return better is not None
 
     def _compensates(self, experiment: Experiment) -> bool:
         return experiment.network.compensate and self.lease.shaped == "hosts" and len(experiment.sites) > 1
@@ -127,8 +138,11 @@ class Wan:
         if base is None or not self._compensates(experiment):
             return self.shaper.facts()
         longest = max((pair.rtt_s for pair in base.pairs), default=0.0)
+        late = max((pair.late_s for pair in base.pairs), key=abs, default=0.0)
+        beyond = f" and {late * 1e3:.2f} ms that shaped paths are late" if late else ""
         return (
-            f"{self.shaper.facts()}; the testbed's own RTT, at most {longest * 1e3:.2f} ms, is part of the asked ones"
+            f"{self.shaper.facts()}; the testbed's own RTT, at most {longest * 1e3:.2f} ms{beyond}, "
+            "is part of the asked ones"
         )
 
 

@@ -308,3 +308,65 @@ class TestCompensation:
             can_s = sum(max(0.0, s.delay_s - s.jitter_s) for s in (shapes[a, b], shapes[b, a]))
             assert wan.asked_rtt_s(applied, (a, b)) == pytest.approx(asked_s - min(base, can_s), abs=1e-8)
             assert applied[a, b].delay_s >= min(shapes[a, b].jitter_s, shapes[a, b].delay_s)
+
+
+class TestCorrection:
+    """What is taken off is corrected by what was measured with it taken off."""
+
+    def base(self, rtt_s: float, late_s: float = 0.0) -> egress.BaseRtts:
+        known = (egress.BaseRtt(source=a, destination=b, rtt_s=rtt_s, late_s=late_s) for a, b in pairs(rtt_s))
+        return egress.BaseRtts(measured_at="t", identities={}, pairs=tuple(known))
+
+    def report(self, shapes: dict[wan.Pair, PathShape], errors_s: dict[wan.Pair, float]) -> wan.WanReport:
+        found = [
+            wan.unmeasured(pair).model_copy(
+                update={"sent": 9, "received": 9, "rtt_median_s": wan.asked_rtt_s(shapes, pair) + error_s}
+            )
+            for pair, error_s in errors_s.items()
+        ]
+        return wan.judge(shapes, found, Verify(), 0.0, measured_at="t")
+
+    def corrected(
+        self, delay_ms: float, base: egress.BaseRtts, errors_s: dict[wan.Pair, float]
+    ) -> dict[wan.Pair, float] | None:
+        """RTTs in ms that are then shaped."""
+        shapes = shapes_of(default={"delay": f"{delay_ms} ms"})
+        better = egress.corrected(base, shapes, self.report(shapes, errors_s), Verify())
+        if better is None:
+            return None
+        assert better.by_pair() == base.by_pair()
+        applied = egress.compensate(shapes, better.by_pair(), Verify(), better.late())
+        return {pair: round(1e3 * wan.asked_rtt_s(applied, pair), 6) for pair in shapes}
+
+    def test_what_shaped_paths_take_more_is_taken_off_too(self) -> None:
+        found = self.corrected(25, self.base(0.001), pairs(0.0016))
+        assert found == dict.fromkeys(pairs(0), 47.4)
+
+    def test_what_was_too_much_is_given_back(self) -> None:
+        found = self.corrected(25, self.base(0.008), pairs(-0.006))
+        assert found == dict.fromkeys(pairs(0), 48.0)
+
+    def test_a_second_one_adds_to_the_first(self) -> None:
+        found = self.corrected(25, self.base(0.001, late_s=0.0016), pairs(0.0006))
+        assert found == dict.fromkeys(pairs(0), 46.8)
+
+    def test_only_where_a_path_is_off_by_more_than_half_of_what_is_accepted(self) -> None:
+        assert self.corrected(25, self.base(0.001), pairs(0.00049)) is None
+        one = pairs(0.0003) | {("ares", "brest"): 0.0007}  # the other way: 0.3 ms, hence 0.5 ms of both
+        found = self.corrected(25, self.base(0.001), one)
+        assert found == dict.fromkeys(pairs(0), 49.0) | {("ares", "brest"): 48.5, ("brest", "ares"): 48.5}
+
+    def test_what_was_not_measured_stays(self) -> None:
+        assert self.corrected(25, self.base(0.001), {}) is None
+
+    @pytest.mark.parametrize(("delay_ms", "base_s", "error_s"), [(1, 0.0025, 0.0009), (25, 0.0, -0.002)])
+    def test_where_no_more_can_be_taken_or_given_back_nothing_is_corrected(
+        self, delay_ms: float, base_s: float, error_s: float
+    ) -> None:
+        assert self.corrected(delay_ms, self.base(base_s), pairs(error_s)) is None
+
+    def test_lateness_is_no_reason_to_refuse_a_short_path(self) -> None:
+        """It was seen on shaped paths; one with nothing left to shape has none."""
+        shapes = shapes_of(default={"delay": "0.5 ms"})
+        late = self.base(0.001, late_s=0.003)
+        assert egress.compensate(shapes, late.by_pair(), Verify(), late.late()) == shapes_of()

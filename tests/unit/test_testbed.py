@@ -255,7 +255,7 @@ def test_a_run_of_another_load_or_client_is_another_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("taken_off", "measured"), [(True, 2), (False, 1)])
-def test_a_wan_that_is_not_as_asked_has_the_testbeds_own_rtt_measured_anew_once(
+def test_what_is_taken_off_for_the_testbed_is_corrected_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken_off: bool, measured: int
 ) -> None:
     happened: list[str] = []
@@ -274,7 +274,7 @@ def test_a_wan_that_is_not_as_asked_has_the_testbeds_own_rtt_measured_anew_once(
     for phase in ("prepare", "deploy", "constrain"):
         monkeypatch.setattr(Testbed, f"_{phase}", noted(phase))
     monkeypatch.setattr(Testbed, "verify", verify)
-    monkeypatch.setattr(wan_acts.Wan, "forget_own_rtt", lambda self, asked: taken_off)
+    monkeypatch.setattr(wan_acts.Wan, "correct", lambda self, asked, report: taken_off)
     bed = Testbed(experiment(), workspace(tmp_path / "w"), Machines(), Silence())
     report = bed.bring_to(settings(experiment())[0])
     assert report is not None

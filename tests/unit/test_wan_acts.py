@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from discovery_deploy import wan_acts
+from discovery_deploy import wan, wan_acts
 from discovery_deploy.errors import MeasurementError
 from discovery_deploy.model import Experiment
 from discovery_deploy.providers.base import ProviderInterface
@@ -78,17 +78,28 @@ def test_the_testbeds_own_rtt_is_measured_once_while_nothing_is_shaped(tmp_path:
     assert wan.facts(asked).endswith("; the testbed's own RTT, at most 4.00 ms, is part of the asked ones")
 
 
-def test_forgotten_it_is_measured_again(tmp_path: Path) -> None:
+def report(asked: Experiment, rtt_s: float, **fields: Any) -> wan.WanReport:
+    shapes = wan_acts.asked(asked)
+    measured = [
+        wan.unmeasured(pair).model_copy(update={"sent": 9, "received": 9, "rtt_median_s": rtt_s}) for pair in shapes
+    ]
+    return wan.judge(shapes, measured, asked.network.verify, 0.0, measured_at="t", **fields)
+
+
+def test_it_is_corrected_by_what_is_measured_while_paths_are_shaped(tmp_path: Path) -> None:
     asked = experiment(compensate=True)
     wan, remote = wan_of(tmp_path, asked, 0.004)
+    assert not wan.correct(asked, report(asked, 0.012))  # nothing is known yet
     assert delays_ms(wan, asked) == {3.0}
-    remote.rtt_s = 0.002
-    assert delays_ms(wan, asked) == {3.0}
-    assert wan.forget_own_rtt(asked)
-    assert wan.forget_own_rtt(asked)
-    assert delays_ms(wan, asked) == {4.0}
+    assert not wan.correct(asked, report(asked, 0.0104))
+    assert not wan.correct(asked, report(asked, 0.012, readback_problems=["a path has another delay"]))
+    remote.asked.clear()
+    assert wan.correct(asked, report(asked, 0.012))
+    assert delays_ms(wan, asked) == {2.0}
+    assert "probe" not in remote.asked
+    assert "at most 4.00 ms and 2.00 ms that shaped paths are late, is part of" in wan.facts(asked)
     plain = experiment()
-    assert not wan_of(tmp_path, plain, 0.004)[0].forget_own_rtt(plain)
+    assert not wan_of(tmp_path, plain, 0.004)[0].correct(plain, report(plain, 0.012))
 
 
 def test_of_other_machines_it_is_measured_again(tmp_path: Path) -> None:
@@ -104,6 +115,8 @@ def test_a_testbed_that_is_too_slow_is_refused(tmp_path: Path) -> None:
     wan, _ = wan_of(tmp_path, asked, 0.012)
     with pytest.raises(MeasurementError, match=r"RTT asked 10\.00 ms, the testbed alone takes 12\.00 ms"):
         wan.to_apply(asked)
+    wan, _ = wan_of(tmp_path, asked, 0.004)  # the next time it is measured anew
+    assert delays_ms(wan, asked) == {3.0}
 
 
 @pytest.mark.parametrize(("compensate", "shaped"), [(False, "hosts"), (True, "router")])
