@@ -281,3 +281,27 @@ def test_what_is_taken_off_for_the_testbed_is_corrected_once(
     assert report.problems
     assert happened == ["prepare", "deploy", *["constrain", "verify"] * measured]
     assert "verify" in bed.stale(settings(experiment())[0])
+
+
+@pytest.mark.parametrize("well", [True, False])
+def test_the_verification_after_a_run_is_the_one_before_the_next_when_the_wan_is_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, well: bool
+) -> None:
+    asked = set_at(experiment(), "campaign.repetitions", 2)
+    driver = Driver(reserved(asked, workspace(tmp_path / "w"), Machines()), "")
+    first, after, anew = (
+        WanReport(pairs=(), measured_at=at, readback_problems=() if good else ("a path is too long",))
+        for at, good in (("first", True), ("after", well), ("anew", True))
+    )
+    came = iter([first, None])
+    seen: list[str] = []
+
+    def run(self: Driver, run: PlannedRun, before: WanReport, place: str) -> WanReport:
+        seen.append(before.measured_at)
+        return after
+
+    monkeypatch.setattr(Testbed, "bring_to", lambda self, setting, until="verify": next(came))
+    monkeypatch.setattr(Testbed, "verify_corrected", lambda self, experiment: anew)
+    monkeypatch.setattr(Driver, "_run", run)
+    driver.bench()
+    assert seen == ["first", "after" if well else "anew"]
