@@ -90,10 +90,10 @@ def up(plan: Plan, tell: Callable[[str], None] = lambda line: None) -> None:
 
 
 def _start(plan: Plan, tell: Callable[[str], None]) -> None:
-    """Start router and containers, all at once."""
+    """Start the router, and containers beside it, so many at once as the machine can start."""
     containers = [host for host in plan["hosts"] if host["system"]]
     stop = threading.Event()
-    with ThreadPoolExecutor(max_workers=len(containers) + 1) as pool, _stopping(stop):
+    with ThreadPoolExecutor(max_workers=nspawn.AT_ONCE + 1) as pool, _stopping(stop):
         work: dict[str, Future[None]] = {}
         if plan.get("router"):
             work["WAN router"] = pool.submit(_router_up, plan)

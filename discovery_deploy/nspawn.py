@@ -8,6 +8,7 @@ the overlay is mounted: when it ends, no mount is left. Standard library only.
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import shutil
 import socket
@@ -30,7 +31,10 @@ _NEEDED_MB = 24
 """Disk that a host needs to start: 8 MB of journal, and room for the first files."""
 
 _FIRST_BOOT_S = 60.0
-_BOOT_S_PER_HOST = 4.0
+_BOOT_S_PER_HOST = 15.0
+"""More for each that starts beside it; a dead host is seen at once, not by this."""
+AT_ONCE = 4 * (os.cpu_count() or 1)
+"""Hosts of a plan that start at the same time: 12 on one emulated processor never came to an end."""
 _INTRODUCTION_S = 20.0
 """How long a supervisor may take until it runs, on a machine that is very busy."""
 _LOG_LINES = 12
@@ -187,6 +191,8 @@ def up(plan: Plan, host: Host, tell: Callable[[str], None], stop: threading.Even
     Raises:
         MachineError: it ends, hangs, or units fail in its first boot; the end of its log is quoted.
     """
+    if stop.is_set():
+        raise MachineError("interrupted", "try again")
     place = folder(plan, host)
     ready, booted = place / "ready", place / "booted"
     if recorded(place / "pid") is None:
@@ -313,7 +319,7 @@ def _spawn(plan: Plan, host: Host) -> None:
 def _wait(plan: Plan, host: Host, tell: Callable[[str], None], stop: threading.Event, first: bool) -> None:
     """Wait until sshd answers and systemd has come to rest."""
     count = sum(bool(entry["system"]) for entry in plan["hosts"])
-    end = time.monotonic() + _FIRST_BOOT_S + _BOOT_S_PER_HOST * count
+    end = time.monotonic() + _FIRST_BOOT_S + _BOOT_S_PER_HOST * min(count, AT_ONCE)
     _until(lambda: _answers(host["management_address"]), plan, host, end, stop, "sshd does not answer")
     state = _system_state(plan, host, end)
     if state == "running":
