@@ -93,10 +93,10 @@ def _start(plan: Plan, tell: Callable[[str], None]) -> None:
     """Start the router, and containers beside it, so many at once as the machine can start."""
     containers = [host for host in plan["hosts"] if host["system"]]
     stop = threading.Event()
-    with ThreadPoolExecutor(max_workers=nspawn.AT_ONCE + 1) as pool, _stopping(stop):
+    with ThreadPoolExecutor(1) as beside, ThreadPoolExecutor(nspawn.AT_ONCE) as pool, _stopping(stop):
         work: dict[str, Future[None]] = {}
         if plan.get("router"):
-            work["WAN router"] = pool.submit(_router_up, plan)
+            work["WAN router"] = beside.submit(_router_up, plan)
         work |= {host["name"]: pool.submit(_host_up, plan, host, tell, stop) for host in containers}
         failures = {name: error for name, future in work.items() if (error := future.exception())}
     for error in failures.values():

@@ -68,7 +68,7 @@ class BaseRtt(Strict):
     destination: str
     rtt_s: float
     late_s: float = 0.0
-    """How much more than that and its delays a round trip takes where the path is shaped: timers are late."""
+    """How much more than that and its delays a round trip takes where the path is shaped."""
 
 
 class BaseRtts(Strict):
@@ -274,7 +274,7 @@ def compensate(
 def corrected(base: BaseRtts, shapes: Shapes, report: WanReport, verify: Verify) -> BaseRtts | None:
     """What to take off instead, by what was measured with these taken off; None where that is well as it is.
 
-    A kernel that holds a packet back wakes up late, an emulated one by a millisecond; no unshaped path shows it. A
+    Shaped paths of emulated machines took a millisecond more (timers that are late?); no unshaped path shows it. A
     pair is corrected when one of its orders is off by more than half of what is accepted, as the next measurement is
     another.
 
