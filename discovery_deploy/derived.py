@@ -17,13 +17,13 @@ from pathlib import Path
 
 from discovery_deploy import code_recorder, installed_code, stack
 from discovery_deploy.errors import TestbedError
-from discovery_deploy.git_trees import write_tree
 from discovery_deploy.image import Progress, digest, made_once
 from discovery_deploy.model import Strict
-from discovery_deploy.patch_series import REGULAR, SourceFile, Tree
+from discovery_deploy.patch_series import REGULAR, SourceFile, Tree, canonical
 from discovery_deploy.records import ProjectRecord
 from discovery_deploy.sources import ProjectCode
 from discovery_deploy.stack import HOST_DIRECTORY, HOST_PYTHON, Environment
+from discovery_deploy.trees import TreeError, write_tree
 from discovery_deploy.workspace import write_file
 
 RECIPE = 1
@@ -241,21 +241,14 @@ def _wheel(cache: Path, image: Path, base: Environment, project: ProjectCode, pr
     def build(partial: Path) -> None:
         progress(f"building {record.project}")
         partial.mkdir()
-        write_tree(with_file_list(project.tree, record.project, record.version), partial / "source")
+        try:
+            write_tree(with_file_list(project.tree, record.project, record.version), partial / "source")
+        except TreeError as error:
+            raise TestbedError(f"{record.project}: {error}", "Choose another source of it.") from error
         plain = build_requirements(project.tree) <= _PLAIN_BUILD
         downloads = cache / "downloads"
         binds = {stack.uv_program(): Path("/usr/local/bin/uv"), cache / "environments" / base.name: Path(base.path)}
-        variables = {
-            **stack.index_variables(os.environ),
-            "OPENSTACK": base.path,
-            "MODE": "--no-build-isolation --offline --no-config" if plain else "",
-            "UV_CACHE_DIR": "/run/downloads",
-            "PBR_VERSION": record.version,
-            "SETUPTOOLS_SCM_PRETEND_VERSION": record.version,
-            "SKIP_GENERATE_AUTHORS": "1",
-            "SKIP_WRITE_GIT_CHANGELOG": "1",
-            "SOURCE_DATE_EPOCH": "315532800",
-        }
+        variables = build_variables(record, base.path, plain, os.environ)
         if not plain:
             downloads.mkdir(parents=True, exist_ok=True)
             binds[downloads] = Path("/run/downloads")
@@ -263,6 +256,29 @@ def _wheel(cache: Path, image: Path, base: Environment, project: ProjectCode, pr
 
     made_once(target, build, f"the wheel of {record.project}", progress)
     return next((target / "wheel").glob("*.whl"))
+
+
+def build_variables(project: ProjectRecord, tools: str, plain: bool, environment: Mapping[str, str]) -> dict[str, str]:
+    """Environment of the build of a wheel. Pure.
+
+    Args:
+        project: that is built.
+        tools: path of the release's environment in the sandbox.
+        plain: whether that has all that the build needs. Then the build is offline, and is not told how this machine
+            reaches its package index: passwords are among that.
+        environment: of this process.
+    """
+    return {
+        **({} if plain else stack.index_variables(environment)),
+        "OPENSTACK": tools,
+        "MODE": "--no-build-isolation --offline --no-config" if plain else "",
+        "UV_CACHE_DIR": "/run/downloads",
+        "PBR_VERSION": project.version,
+        "SETUPTOOLS_SCM_PRETEND_VERSION": project.version,
+        "SKIP_GENERATE_AUTHORS": "1",
+        "SKIP_WRITE_GIT_CHANGELOG": "1",
+        "SOURCE_DATE_EPOCH": "315532800",
+    }
 
 
 def build_requirements(tree: Tree) -> set[str]:
@@ -287,7 +303,9 @@ def with_file_list(tree: Tree, project: str, version: str) -> Tree:
         return found
     listed = SourceFile(REGULAR, "".join(f"{path}\n" for path in sorted(tree)).encode())
     name = re.search(rb"^name\s*=\s*(\S+)", tree["setup.cfg"].content, re.MULTILINE)
-    written = name[1].decode() if name else project
+    written = name[1].decode("utf-8", "replace") if name else project
+    if canonical(written) != project:  # another distribution's, or no name at all but a path
+        written = project
     spellings = {written, written.replace("-", "_"), re.sub(r"[-_.]+", "_", written), project}
     folders = {f"{spelling}.egg-info" for spelling in spellings}
     folders |= {path.split("/")[0] for path in tree if path.split("/")[0].endswith(".egg-info")}

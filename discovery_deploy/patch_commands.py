@@ -114,6 +114,9 @@ def _source(
     directories = {canonical(key): folder / where for key, where in deployment.patches.items()}
     try:
         pinned = sources.pin(project, given.get(name), lock[name], folder, stack.cache_directory(), progress)
+    except sources.RefusedError as error:
+        raise ExperimentError("\n".join(f"{project}: {message}" for message in error.messages)) from error
+    try:
         if not pinned.base:
             raise sources.RefusedError(f"the source of {project} is a checkout: it is a working copy already")
         if name not in directories:

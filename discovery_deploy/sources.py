@@ -5,12 +5,7 @@ Nothing is built here and no host is needed: `check` does all of it. What is fet
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
-import subprocess
-import sys
-import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +13,11 @@ from typing import NamedTuple
 
 from discovery_deploy import stack
 from discovery_deploy.git_trees import GitError, commit_of, mirror, tree_of_checkout, tree_of_commit
+from discovery_deploy.host_environments import sha256_of
 from discovery_deploy.image import Progress, digest, made_once
 from discovery_deploy.model import Deployment
+from discovery_deploy.package_index import FetchError, fetch_sdist
 from discovery_deploy.patch_series import (
-    EXECUTABLE,
-    LINK,
-    REGULAR,
     SERIES,
     Series,
     SeriesError,
@@ -37,9 +31,9 @@ from discovery_deploy.patch_series import (
 )
 from discovery_deploy.records import ProjectRecord
 from discovery_deploy.references import Mistake
+from discovery_deploy.sdists import VERSION, SdistError, sdist_tree, sdist_version
 from discovery_deploy.source_model import Source
 
-DOWNLOAD_LIMIT_S = 300.0
 SCHEMA = re.compile(r"(^|/)(alembic\w*|migrations?|\w+_migrations)/|/cmd/bootstrap\.py$|(^|/)cli/bootstrap\.py$")
 """Paths of what makes the databases' first content: tables, and what a new Keystone holds."""
 
@@ -147,19 +141,18 @@ def pin(project: str, source: Source | None, locked: Locked, folder: Path, cache
     """Fetch and verify a source; None is the release's own. Raises RefusedError."""
     if source is None or source.version == locked.version:
         file = _sdist(project, locked.version, locked.hashes, cache, progress)
-        return Pinned(locked.version, locked.version, f"release, sdist sha256 {_sha256(file)}", _sdist_tree(file))
+        tree = _sdist_tree(file)
+        return Pinned(locked.version, locked.version, f"release, sdist sha256 {sha256_of(file)}", tree)
     if source.version is not None:
         file = _sdist(project, source.version, (), cache, progress)
-        tree = _sdist_tree(file)
-        version = _version(project, tree, file)  # as the archive writes it: 27.1 may be asked for and be 27.1.0
-        return Pinned(version, version, f"version, sdist sha256 {_sha256(file)}", tree)
+        version, tree = _given_sdist(project, file)  # as the archive writes it: 27.1 may be asked for and be 27.1.0
+        return Pinned(version, version, f"version, sdist sha256 {sha256_of(file)}", tree)
     if source.sdist is not None:
         file = folder / source.sdist
         if not file.is_file():
             raise RefusedError(f"{file}: no such file")
-        tree = _sdist_tree(file)
-        version = _version(project, tree, file)
-        return Pinned(version, version, f"sdist {source.sdist}, sha256 {_sha256(file)}", tree)
+        version, tree = _given_sdist(project, file)
+        return Pinned(version, version, f"sdist {source.sdist}, sha256 {sha256_of(file)}", tree)
     try:
         if source.checkout is not None:
             directory = folder / source.checkout
@@ -251,21 +244,22 @@ def _own_schema(name: str, tree: Tree, locked: Locked, cache: Path, progress: Pr
 
 def _sdist(project: str, version: str, hashes: tuple[str, ...], cache: Path, progress: Progress) -> Path:
     """The source archive of a version, fetched once; verified each time against the lock, or its own first fetch."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.!+_-]*", version):
+    if not re.fullmatch(VERSION, version):
         raise RefusedError(f'"{version}" is not a version')
     target = cache.absolute() / "sources" / f"{canonical(project)}-{version}"
 
     def fetch(partial: Path) -> None:
         progress(f"fetching the source of {project} {version}")
         partial.mkdir(parents=True)
-        _download(f"{project}=={version}", partial)
-        for file in partial.iterdir():
-            (partial / "sha256").write_text(_sha256(file) + "\n", encoding="utf-8")
-            break
+        try:
+            sha256 = fetch_sdist(project, version, hashes, partial / f"{target.name}.tar.gz")
+        except FetchError as error:
+            raise RefusedError(str(error)) from error
+        (partial / "sha256").write_text(f"{sha256}\n", encoding="utf-8")
 
     made_once(target, fetch, f"the source of {project} {version}", progress)
     file = next(path for path in sorted(target.iterdir()) if path.name != "sha256")
-    found = _sha256(file)
+    found = sha256_of(file)
     allowed = hashes or ((target / "sha256").read_text(encoding="utf-8").strip(),)
     if found not in allowed:
         raise RefusedError(
@@ -275,60 +269,21 @@ def _sdist(project: str, version: str, hashes: tuple[str, ...], cache: Path, pro
     return file
 
 
-def _download(requirement: str, directory: Path) -> None:
-    """Let pip fetch an sdist as this machine's settings say. Raises RefusedError."""
-    command = [str(stack.uv_program()), "--quiet", "tool", "run", "--python", sys.executable, "pip", "download"]
-    command += ["--quiet", "--no-deps", "--no-binary", ":all:", "--dest", str(directory), requirement]
-    environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    index = environment.get("UV_DEFAULT_INDEX") or environment.get("UV_INDEX_URL")
-    if index and "PIP_INDEX_URL" not in environment:
-        environment["PIP_INDEX_URL"] = index
-    try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=DOWNLOAD_LIMIT_S
-        )
-    except subprocess.TimeoutExpired as error:
-        raise RefusedError(f"{requirement}: no source archive within {DOWNLOAD_LIMIT_S:g} s") from error
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in said if "error" in line.lower()] or said
-        raise RefusedError(f"{requirement}: no source archive: {errors[-1].strip() if errors else 'pip failed'}")
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
-
-
 def _sdist_tree(file: Path) -> Tree:
-    """The files of a source archive, below its one directory. Raises RefusedError."""
-    tree: dict[str, SourceFile] = {}
+    """The files of a source archive. Raises RefusedError."""
     try:
-        with tarfile.open(file) as archive:
-            for member in archive:
-                path = member.name.removeprefix("./").partition("/")[2]
-                if member.isdir():
-                    continue
-                if not path or path.startswith("/") or ".." in path.split("/"):
-                    raise RefusedError(f'{file}: "{member.name}" is not below one directory')
-                if member.issym():
-                    tree[path] = SourceFile(LINK, os.fsencode(member.linkname))
-                    continue
-                stream = archive.extractfile(member)
-                if stream is None:
-                    raise RefusedError(f'{file}: "{member.name}" is neither a file nor a link')
-                tree[path] = SourceFile(EXECUTABLE if member.mode & 0o100 else REGULAR, stream.read())
-    except (tarfile.TarError, EOFError, OSError, KeyError) as error:
-        raise RefusedError(f"{file}: is not a source archive (.tar.gz): {error}") from error
-    return tree
+        return sdist_tree(file)
+    except SdistError as error:
+        raise RefusedError(str(error)) from error
 
 
-def _version(project: str, tree: Tree, file: Path) -> str:
-    """The version in an sdist's PKG-INFO, whose name must be the project's. Raises RefusedError."""
-    text = tree["PKG-INFO"].content.decode("utf-8", "replace") if "PKG-INFO" in tree else ""
-    fields = dict(re.findall(r"^(Name|Version): *(\S+)", text.partition("\n\n")[0], re.MULTILINE))
-    if canonical(fields.get("Name", "")) != canonical(project) or "Version" not in fields:
-        raise RefusedError(f"{file}: is {fields.get('Name', 'no sdist: it has no PKG-INFO')}, not {project}")
-    return str(fields["Version"])
+def _given_sdist(project: str, file: Path) -> tuple[str, Tree]:
+    """Version and files of an archive that says itself what it is. Raises RefusedError."""
+    tree = _sdist_tree(file)
+    try:
+        return sdist_version(project, tree, file), tree
+    except SdistError as error:
+        raise RefusedError(str(error)) from error
 
 
 # git

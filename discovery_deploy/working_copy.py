@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from discovery_deploy.errors import StateError
-from discovery_deploy.git_trees import GitError, git, tree_of_commit, write_tree
+from discovery_deploy.git_trees import GitError, git, tree_of_checkout, tree_of_commit
 from discovery_deploy.patch_series import (
     SERIES,
     Base,
@@ -22,12 +22,15 @@ from discovery_deploy.patch_series import (
     parse_series,
     tree_hash,
 )
+from discovery_deploy.trees import TreeError, write_tree
 
 TAG = "base"
 _MAKER = {"NAME": "discovery-deploy", "EMAIL": "discovery-deploy@localhost", "DATE": "2000-01-01T00:00:00Z"}
 _DIFF = ("diff-tree", "-p", "--no-commit-id", "--no-color", "--no-renames", "--no-ext-diff", "--no-textconv",
          "--diff-algorithm=myers", "--no-indent-heuristic", "-U3", "--src-prefix=a/", "--dst-prefix=b/")  # fmt: skip
 _LONGEST_NAME = 52
+_ATTRIBUTES = "* -text -eol -filter -ident -working-tree-encoding !diff !merge\n"
+"""A working copy's own attributes, before those of its source: files are kept as they are, and no filter is run."""
 
 
 def _environment() -> dict[str, str]:
@@ -57,8 +60,11 @@ def make(directory: Path, base: Base, tree: Tree, series: Series | None, patches
         directory.mkdir(parents=True, exist_ok=True)
         git(directory, "init", "--quiet", "--initial-branch=main", ".")
         git(directory, "config", "core.autocrlf", "false")
+        (directory / ".git" / "info").mkdir(exist_ok=True)
+        (directory / ".git" / "info" / "attributes").write_text(_ATTRIBUTES, encoding="utf-8")
         _commit(directory, {}, tree, f"{base.project} {base.version}\n")
-        git(directory, "tag", "-a", TAG, "-m", f"{base.project} {base.version}", environment=_environment())
+        words = ("-a", "--no-sign", "-m", f"{base.project} {base.version}", TAG)
+        git(directory, "tag", *words, environment=_environment())
         before = tree
         for message, after in steps:
             _commit(directory, before, after, message)
@@ -67,6 +73,8 @@ def make(directory: Path, base: Base, tree: Tree, series: Series | None, patches
         raise StateError(
             f"{directory}: git: {error}", "Mend the cause, remove the directory, then try again."
         ) from error
+    except TreeError as error:
+        raise StateError(f"{directory}: {base.project}: {error}", "Choose another source, or directory.") from error
     except OSError as error:
         raise StateError(f"{error.filename}: {error.strerror}", "Choose another directory.") from error
     return len(steps)
@@ -122,7 +130,8 @@ def save(directory: Path, target: Path) -> Series:
     """
     base = base_of(directory)
     try:
-        if git(directory, "status", "--porcelain").strip():
+        # (`git status` would run the filters that the directory's configuration names)
+        if tree_of_checkout(directory) != tree_of_commit(directory, "HEAD"):
             raise StateError(f"{directory}: holds changes that are not committed", "Commit or stash them.")
         commits = git(directory, "rev-list", "--reverse", "--parents", f"{TAG}..HEAD").decode().splitlines()
         patches = _patches(directory, commits)

@@ -25,8 +25,8 @@ LAYERS = (
     " contents derived egress_hosts enoslib_calls enoslib_environment enoslib_g5k enoslib_roles enoslib_vagrant"
     " enoslib_worker first_login git_trees given_host guest host_cleaner host_environments host_packages"
     " hypervisor image installed_code machine machine_calls machine_plans measure nested nested_machine nesting"
-    " nspawn packages probe proof provenance providers remote shaping shipping site_networks site_proxy sources stack"
-    " tc_device wan_router wan_tunnels wan_uml working_copy workspace",
+    " nspawn package_index packages probe proof provenance providers remote sdists shaping shipping site_networks"
+    " site_proxy sources stack tc_device trees wan_router wan_tunnels wan_uml working_copy workspace",
     "bookings box_commands builds cache commands doctor driver opening patch_commands phases progress smoke_acts"
     " testbed wan_acts",
     "__main__ cli",

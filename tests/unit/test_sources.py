@@ -5,18 +5,20 @@ from __future__ import annotations
 import io
 import subprocess
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from discovery_deploy import builds, derived, sources, stack, working_copy
+from discovery_deploy import builds, derived, package_index, sources, stack, working_copy
 from discovery_deploy.errors import StateError
 from discovery_deploy.git_trees import tree_of_checkout, tree_of_commit
 from discovery_deploy.model import Deployment
 from discovery_deploy.patch_series import LINK, REGULAR, Base, SourceFile, Tree, tree_hash
 from discovery_deploy.records import ProjectRecord
 from discovery_deploy.sources import ProjectCode, SourcesError
+from tests.index_bed import served
 
 LOCKED = sources.lock_entries(stack.lock_text("openstack-2025.1"))["oslo-db"]
 FILES: Tree = {
@@ -165,7 +167,7 @@ def test_an_archive_says_itself_what_it_is(tmp_path: Path) -> None:
     (told,) = mistakes(tmp_path, sources={"oslo.db": {"sdist": "b.tar.gz"}})
     assert told.endswith("b.tar.gz: is nova, not oslo.db")
     archive(tmp_path / "c.tar.gz", {"../../evil": b""})
-    assert "not below one directory" in mistakes(tmp_path, sources={"oslo.db": {"sdist": "c.tar.gz"}})[0]
+    assert '"../../evil" leads outside the project' in mistakes(tmp_path, sources={"oslo.db": {"sdist": "c.tar.gz"}})[0]
     (tmp_path / "d.tar.gz").write_bytes(b"no archive")
     assert "is not a source archive" in mistakes(tmp_path, sources={"oslo.db": {"sdist": "d.tar.gz"}})[0]
 
@@ -180,29 +182,28 @@ def test_a_fetched_archive_that_the_lock_does_not_hold_is_refused(tmp_path: Path
     assert "which the lock does not hold" in told
 
 
+Asked = list[tuple[str, str]]
+
+
 @pytest.fixture
-def index(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Asked]:
     """A package index with oslo.db 18.0.0 alone; what was asked of it."""
-    asked: list[str] = []
-
-    def download(requirement: str, directory: Path) -> None:
-        asked.append(requirement)
-        if requirement.partition("==")[2] not in ("18.0", "18.0.0"):
-            raise sources.RefusedError(f"{requirement}: no source archive: none matches")
-        info = b"Metadata-Version: 2.1\nName: oslo.db\nVersion: 18.0.0\n"
-        files = {"PKG-INFO": info, "oslo_db/api.py": b"first\nsecond\nthird\n"}
-        archive(directory / "oslo_db-18.0.0.tar.gz", files, top="oslo_db-18.0.0")
-
-    monkeypatch.setattr(sources, "_download", download)
-    return asked
+    info = b"Metadata-Version: 2.1\nName: oslo.db\nVersion: 18.0.0\n"
+    files = {"PKG-INFO": info, "oslo_db/api.py": b"first\nsecond\nthird\n"}
+    archive(tmp_path / "sdist", files, top="oslo_db-18.0.0")
+    with served({"oslo_db-18.0.0.tar.gz": (tmp_path / "sdist").read_bytes()}, "oslo-db") as found:
+        monkeypatch.setattr(package_index, "pip_settings", lambda: package_index.Settings((found.url,)))
+        yield found.asked
 
 
-def test_another_version_is_fetched_once_and_called_as_its_archive_says(tmp_path: Path, index: list[str]) -> None:
+def test_another_version_is_fetched_once_and_called_as_its_archive_says(
+    tmp_path: Path, index: list[tuple[str, str]]
+) -> None:
     asked = {"sources": {"oslo.db": {"version": "18.0"}}, "patches": {"oslo.db": "series"}}
     series(tmp_path / "series", "18.0.0")
     (found,) = resolve(tmp_path, **asked)
     assert resolve(tmp_path, **asked) == (found,)
-    assert index == ["oslo.db==18.0"]
+    assert [path for path, _ in index] == ["/simple/oslo-db/", "/files/oslo_db-18.0.0.tar.gz"]
     assert (found.record.version, found.record.patches) == ("18.0.0", ("p.patch",))
     assert found.record.source.startswith("version, sdist sha256 ")
     series(tmp_path / "series", LOCKED.version)
@@ -210,9 +211,11 @@ def test_another_version_is_fetched_once_and_called_as_its_archive_says(tmp_path
     assert told.endswith(f"is made for oslo.db {LOCKED.version}; the source here is 18.0.0")
 
 
-def test_a_version_that_is_not_there_or_not_what_was_fetched_first(tmp_path: Path, index: list[str]) -> None:
+def test_a_version_that_is_not_there_or_not_what_was_fetched_first(
+    tmp_path: Path, index: list[tuple[str, str]]
+) -> None:
     (told,) = mistakes(tmp_path, sources={"oslo.db": {"version": "99.0"}})
-    assert told == "deployment.sources.oslo.db: oslo.db==99.0: no source archive: none matches"
+    assert told == "deployment.sources.oslo.db: oslo.db==99.0: no source archive (.tar.gz) on the index"
     (told,) = mistakes(tmp_path, sources={"oslo.db": {"version": "-r /etc/passwd"}})
     assert told == 'deployment.sources.oslo.db: "-r /etc/passwd" is not a version'
     assert len(index) == 1
