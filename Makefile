@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell test -x /usr/bin/python3 && echo /usr/bin/python3 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
-APT_NEEDS := python3 python3-venv systemd-container mmdebstrap zstd user-mode-linux uml-utilities iproute2 kmod \
+APT_NEEDS := python3 python3-venv systemd-container mmdebstrap zstd user-mode-linux tcc uml-utilities iproute2 kmod \
 	ethtool util-linux openssh-client iputils-ping ca-certificates procps git
 APT_TEST_NEEDS := chromium shellcheck vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients qemu-system-x86 \
 	qemu-utils dnsmasq-base iptables e2fsprogs

@@ -24,6 +24,7 @@ from discovery_deploy import (
     nspawn,
     site_networks,
     tc_device,
+    uml_kernel,
     wan_router,
     wan_tunnels,
     wan_uml,
@@ -39,7 +40,7 @@ UP_LIMIT_S = 900.0
 IMAGE_LIMIT_S = nested_machine.IMAGE_LIMIT_S
 MODULES = (
     cgroups, containers, machine, machine_plans, nested_machine, nspawn, site_networks, tc_device,
-    wan_router, wan_tunnels, wan_uml,
+    uml_kernel, wan_router, wan_tunnels, wan_uml,
 )  # fmt: skip
 """What runs on machines."""
 _RECEIVE = """\
@@ -56,6 +57,7 @@ rm -rf "$1.$$"
 def code_files() -> dict[str, bytes]:
     """Path below the code's directory -> contents, of what runs on machines."""
     sources = {f"discovery_deploy/{Path(str(module.__file__)).name}": module.__file__ for module in MODULES}
+    sources[f"discovery_deploy/{uml_kernel.SHIM_SOURCE.name}"] = str(uml_kernel.SHIM_SOURCE)
     return {"discovery_deploy/__init__.py": b"", **{name: Path(str(at)).read_bytes() for name, at in sources.items()}}
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from discovery_deploy import nested_machine, nesting, shipping
+from discovery_deploy import nested_machine, nesting, shipping, wan_router
 from discovery_deploy.errors import StateError, TestbedError
 from discovery_deploy.machine import Plan
 from discovery_deploy.machine_calls import IMAGE_LIMIT_S, UP_LIMIT_S, Caller, packed_tree, tree_name
@@ -190,7 +190,7 @@ class Nested:
         """The WAN routers' modes, kernels and scheduling."""
         if machine_lease(lease) is None:
             return self.inner.router_facts(lease)
-        found = {f"{facts['mode']}, kernel {facts['kernel']}" for facts in self._ask(lease, "facts")}
+        found = {wan_router.facts_text(facts) for facts in self._ask(lease, "facts")}
         number = len(lease.details["plans"])
         return f"{number} WAN routers ({'; '.join(sorted(found))}), a path is shaped by that of its destination"
 
@@ -345,22 +345,26 @@ def _prepared(
 
     def one(name: str) -> dict[str, Any]:
         caller.bring_code(name)
-        seen: dict[str, Any] = caller.call(name, "look", {"directory": str(directory)})
-        if seen["missing"]:
-            wanted = sorted(set(seen["missing"].values()))
-            if packages != "network":
-                raise TestbedError(
-                    f"{name}: lacks the commands {', '.join(sorted(seen['missing']))}, and packages are carried",
-                    f"Use machines that have {' '.join(wanted)}, or `packages: network`.",
-                )
-            progress(f"{name}: installing {', '.join(wanted)}")
-            caller.call(name, "install", {"packages": wanted}, limit_s=2 * nested_machine.INSTALL_LIMIT_S)
-        if not seen["netem"] and len(names) > 1:
-            raise TestbedError(
-                f"{name}: its kernel has no netem, which a WAN router that reaches other machines needs",
-                "Take machines whose kernel has sch_netem, sch_htb and cls_u32 (Debian's has), or a single machine.",
-            )
+        for _ in range(2):  # whether the kernel has netem, and what is missing otherwise, is told once tc is there
+            seen: dict[str, Any] = caller.call(name, "look", {"directory": str(directory)})
+            if not seen["netem"] and len(names) > 1:
+                what = f"{name}: its kernel has no netem, which a WAN router that reaches other machines needs"
+                advice = "machines whose kernel has sch_netem, sch_htb and cls_u32 (Debian's has), or a single machine"
+                raise TestbedError(what, f"Take {advice}.")
+            if not seen["missing"]:
+                break
+            install(name, seen["missing"])
         return seen
+
+    def install(name: str, missing: Mapping[str, str]) -> None:
+        wanted = sorted(set(missing.values()))
+        if packages != "network":
+            raise TestbedError(
+                f"{name}: lacks the commands {', '.join(sorted(missing))}, and packages are carried",
+                f"Use machines that have {' '.join(wanted)}, or `packages: network`.",
+            )
+        progress(f"{name}: installing {', '.join(wanted)}")
+        caller.call(name, "install", {"packages": wanted}, limit_s=2 * nested_machine.INSTALL_LIMIT_S)
 
     return dict(zip(names, on_all(one, names), strict=True))
 

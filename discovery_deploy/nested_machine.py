@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from discovery_deploy import containers, machine, machine_plans, nspawn, site_networks, wan_router
+from discovery_deploy import containers, machine, machine_plans, nspawn, site_networks, uml_kernel, wan_router
 from discovery_deploy.machine import MachineError, Plan
 from discovery_deploy.wan_uml import RouterError
 
@@ -42,15 +42,17 @@ _NEEDED = {"tar": "tar", "gzip": "gzip", "tc": "iproute2"}
 def look(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
     """What there is: slots that are free or ours already, missing commands and their Debian packages, base images.
 
-    And whether the kernel has netem; taken for granted when there is no tc to try it with.
+    And whether the kernel has netem; taken for granted while commands are missing to try it with. Without it commands
+    are missing too that a router in User-Mode Linux needs.
     """
     missing = {**containers.missing_commands(), **machine.missing_commands(_NEEDED)}
+    netem = bool(missing) or wan_router.kernel_has_netem()
     own = machine.slots_of(Path(request["directory"]))
     free = machine_plans.free_slots({*machine.slots_in_use(), *own}, site_networks.observe(0))
     return {
         "slots": sorted({*free, *own}),
-        "missing": missing,
-        "netem": bool(missing) or wan_router.kernel_has_netem(),
+        "missing": missing if netem else {**missing, **uml_kernel.missing_commands()},
+        "netem": netem,
         "images": [entry.name for entry in machine.entries(IMAGES)],
         "processor": os.uname().machine,
     }

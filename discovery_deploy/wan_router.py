@@ -23,12 +23,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy import tc_device, wan_tunnels
+from discovery_deploy import tc_device, uml_kernel, wan_tunnels, wan_uml
 from discovery_deploy.wan_tunnels import Tunnel
 from discovery_deploy.wan_uml import QUEUE_PACKETS, Port, RouterError, UmlRouter
 
@@ -168,15 +168,27 @@ def read(plan: Plan) -> str:
 
 
 def facts(plan: Plan) -> dict[str, str]:
-    """What shapes the WAN: `mode`, `kernel` and `scheduling` of the router. Raises RouterError when it is not up."""
+    """What shapes the WAN: `mode`, `kernel` and `scheduling` of the router, and `preloaded`, its shim or "".
+
+    Raises:
+        RouterError: it is not up.
+    """
     router = router_of(plan)
     kernel = run(plan, "uname -r").strip()
     scheduling = router.directory / "scheduling"
+    mode = str(_recorded_mode(router))
     return {
-        "mode": str(_recorded_mode(router)),
+        "mode": mode,
         "kernel": kernel,
         "scheduling": scheduling.read_text() if scheduling.exists() else "kernel",
+        "preloaded": uml_kernel.SHIM_SOURCE.stem if mode == "uml" and router.uml.has_shim() else "",
     }
+
+
+def facts_text(found: Mapping[str, str]) -> str:
+    """Mode, kernel and shim of what `facts` has found, for the report."""
+    shim = f" with {found['preloaded']} (AMX)" if found["preloaded"] else ""
+    return f"{found['mode']}, kernel {found['kernel']}{shim}"
 
 
 def _settle_mode(router: Router) -> str:
@@ -335,7 +347,7 @@ def _locked_execute(router: Router, script: str, limit_s: float) -> tuple[int, s
     if mode == "uml":
         return router.uml.execute(script, limit_s)
     if mode != "netns" or not _namespace_exists(router):
-        raise RouterError(f"the WAN router is not up ({router.directory})", "Run `up` first.")
+        raise RouterError(f"the WAN router is not up ({router.directory})", wan_uml.ADVICE_WHEN_DEAD)
     try:
         done = subprocess.run(
             ["ip", "netns", "exec", router.namespace, "sh", "-c", script],
@@ -355,7 +367,7 @@ def _locked_execute(router: Router, script: str, limit_s: float) -> tuple[int, s
 def _execute(router: Router, script: str, what: str, limit_s: float, batch: str | None = None) -> str:
     """Run a shell script in the router; `batch` is put into the file that it calls $BATCH."""
     if not router.directory.exists():
-        raise RouterError(f"the WAN router is not up ({router.directory})", "Run `up` first.")
+        raise RouterError(f"the WAN router is not up ({router.directory})", wan_uml.ADVICE_WHEN_DEAD)
     with _lock(router):
         calls = router.directory / "calls"
         for leftover in calls.iterdir():  # of clients that died

@@ -20,6 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from discovery_deploy import uml_kernel
+from discovery_deploy.machine import MachineError
+
 PRIORITY = 50
 """SCHED_FIFO priority: without it a busy machine adds tens of milliseconds to the slowest packets."""
 QUEUE_PACKETS = 10000
@@ -27,6 +30,7 @@ QUEUE_PACKETS = 10000
 BOOT_LIMIT_S = 60.0
 ANSWER_LIMIT_S = 15.0
 KILL_LIMIT_S = 10.0
+ADVICE_WHEN_DEAD = "Run `discovery-deploy reserve FILE`: it starts a router again that is dead or does not answer."
 MEMORY_DIRECTORY = Path("/dev/shm")
 """Where the process keeps what is its memory."""
 
@@ -127,7 +131,7 @@ class UmlRouter:
                 continue
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{process.pid}/cmdline").read_bytes().split(b"\0")
-                if words[0] == b"linux.uml" and f"uml_dir={self.directory}/uml".encode() in words:
+                if words[0] == uml_kernel.KERNEL.encode() and f"uml_dir={self.directory}/uml".encode() in words:
                     yield process
 
     def alive(self) -> bool:
@@ -140,6 +144,13 @@ class UmlRouter:
         except OSError:
             return False
         return now.start_ticks == recorded.start_ticks and now.state not in "ZX"
+
+    def has_shim(self) -> bool:
+        """Whether the router that runs has its kernel's shim for processors with AMX; False when none runs."""
+        recorded = self._recorded()
+        with contextlib.suppress(OSError):  # it has ended
+            return recorded is not None and self.alive() and uml_kernel.has_shim(recorded.pid)
+        return False
 
     def as_asked(self) -> bool:
         """Whether the router that was started last had these very ports and this memory."""
@@ -166,8 +177,12 @@ class UmlRouter:
         Raises:
             RouterError: User-Mode Linux is not installed, or cannot be started.
         """
-        if not shutil.which("linux.uml"):
-            raise RouterError("User-Mode Linux is absent", "Run: apt-get install -y user-mode-linux")
+        missing = uml_kernel.missing_commands()
+        if missing:
+            raise RouterError(
+                f"User-Mode Linux lacks {', '.join(missing)}",
+                f"Run: apt-get install -y {' '.join(sorted(set(missing.values())))}",
+            )
         free_mb = shutil.disk_usage(MEMORY_DIRECTORY).free >> 20
         if free_mb < self.memory_mb:
             raise RouterError(
@@ -197,12 +212,16 @@ class UmlRouter:
         if subprocess.run([*priority, "true"], capture_output=True, check=False).returncode:
             priority = ["nice", "-n", "-20"]
         (self.directory / "scheduling").write_text(" ".join(priority))
-        kernel = ["linux.uml", f"mem={self.memory_mb}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"]
-        kernel += [f"init={self.directory}/init", "con=null", "con0=null,fd:1", f"ssl0=fd:{commands},fd:{answers}"]
+        options = [f"mem={self.memory_mb}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"]
+        options += [f"init={self.directory}/init", "con=null", "con0=null,fd:1", f"ssl0=fd:{commands},fd:{answers}"]
         # raid6 would spend most of the boot's time on choosing its fastest algorithm.
-        kernel += ["initcall_blacklist=raid6_select_algo", "ssl=null", "quiet"]
-        kernel += ["umid=wan", f"uml_dir={self.directory}/uml"]
-        kernel += [f"{port.device}:transport=tap,ifname={port.tap},depth=128,gro=1" for port in self.ports]
+        options += ["initcall_blacklist=raid6_select_algo", "ssl=null", "quiet"]
+        options += ["umid=wan", f"uml_dir={self.directory}/uml"]
+        options += [f"{port.device}:transport=tap,ifname={port.tap},depth=128,gro=1" for port in self.ports]
+        try:
+            kernel = uml_kernel.command(options, self.directory)
+        except MachineError as error:
+            raise RouterError(error.what, error.advice) from error
         with (self.directory / "uml.log").open("wb") as log:
             # --fork: whoever reaps orphans reaps it; it is nobody's child and in a session of its own.
             subprocess.run(
@@ -238,7 +257,7 @@ class UmlRouter:
     def _dead(self, what: str) -> RouterError:
         return RouterError(
             f"the WAN router (User-Mode Linux, {self.directory}) {what}; its log ends with:\n    {self.log()}",
-            "Bring the router up again (`up`): one that is dead or does not answer is started anew.",
+            ADVICE_WHEN_DEAD,
         )
 
     def execute(self, script: str, limit_s: float) -> tuple[int, str]:

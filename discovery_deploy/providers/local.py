@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy import cgroups, containers, machine, nspawn, site_networks, wan_router
+from discovery_deploy import cgroups, containers, machine, nspawn, site_networks, uml_kernel, wan_router
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.machine import MachineError, Plan
 from discovery_deploy.machine_plans import SLOTS, clear, free_slots, read_plan, replace, same_hosts, write_plan
@@ -34,7 +34,6 @@ NOT_OURS = frozenset({"vagrant", "g5k", "static"})
 
 _NEEDED = {"mmdebstrap": "mmdebstrap", "ssh": "openssh-client"}
 """Commands that this provider needs beside those of `containers`, and their Debian packages."""
-_NEEDED_BY_UML = {"linux.uml": "user-mode-linux", "modprobe": "kmod"}
 
 
 def state_directory() -> Path:
@@ -209,7 +208,7 @@ class LocalProvider:
         with _as_testbed_error(lease.experiment):
             facts = wan_router.facts(lease.details["plan"])
         return (
-            f"{facts['mode']}, kernel {facts['kernel']}, scheduled by {facts['scheduling']}; "
+            f"{wan_router.facts_text(facts)}, scheduled by {facts['scheduling']}; "
             f"TCP between sites: {site_networks.CONGESTION_CONTROL}"
         )
 
@@ -308,9 +307,9 @@ def _router_lacks() -> Iterator[Lack]:
     """What a WAN router in User-Mode Linux lacks; nothing where the kernel itself can shape."""
     if wan_router.kernel_has_netem():
         return
-    for command, package in machine.missing_commands(_NEEDED_BY_UML).items():
+    for command, package in uml_kernel.missing_commands().items():
         yield Lack(
-            what=f"this kernel has no netem, and the command {command} that replaces it is absent",
+            what=f"this kernel has no netem, and the command {command} is absent, which User-Mode Linux needs here",
             command=f"apt-get install -y {package}",
         )
     if not Path("/dev/net/tun").exists():

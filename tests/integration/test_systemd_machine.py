@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from discovery_deploy import uml_kernel
 from discovery_deploy.providers import local
 from tests.integration.local_bed import experiment
 
@@ -135,9 +136,9 @@ def found(image: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     (job / "look.service").write_text(SERVICE)
     (job / "init").write_text(INIT.format(image=image, code=ROOT, job=job))
     (job / "init").chmod(0o755)
-    command = ["linux.uml", "mem=1024M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", f"init={job}/init"]
-    command += ["con=null", "con0=null,fd:1", "ssl=null", "quiet", "umid=systemd", f"uml_dir={job}/uml"]
-    output = _run_to_its_end(command, limit_s=200)
+    options = ["mem=1024M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", f"init={job}/init"]
+    options += ["con=null", "con0=null,fd:1", "ssl=null", "quiet", "umid=systemd", f"uml_dir={job}/uml"]
+    output = _run_to_its_end(uml_kernel.command(options, job), limit_s=200)
     lines = [line for line in output.splitlines() if line.startswith("FOUND ")]
     assert lines, output[-3000:]
     seen: dict[str, Any] = json.loads(lines[-1].removeprefix("FOUND "))

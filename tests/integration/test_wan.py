@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import measure, probe, site_networks, wan_router, wan_uml
+from discovery_deploy import measure, probe, site_networks, uml_kernel, wan_router, wan_uml
 from discovery_deploy.model import Verify
 from discovery_deploy.wan import SEGMENTATION_ON
 from discovery_deploy.wan_uml import RouterError
@@ -237,6 +237,20 @@ class TestUserModeLinux:
         greedy = {**own.plan, "router": {**own.plan["router"], "memory_mb": 10_000_000}}
         with pytest.raises(RouterError, match=r"needs 10000000 MB in /dev/shm(?s:.*)mount -o remount"):
             wan_router.up(greedy)
+
+    def test_with_the_shim_for_processors_with_amx(self, own: Wan, monkeypatch: pytest.MonkeyPatch) -> None:
+        wan_router.down(own.plan)
+        monkeypatch.setenv(uml_kernel.SHIM_VARIABLE, "1")
+        assert wan_router.up(own.plan) is True
+        maps = Path(f"/proc/{router_pid(own)}/maps").read_text()
+        assert str(uml_kernel.shim(own.router_directory)) in maps
+        assert "kernel 6" in (told := wan_router.facts_text(wan_router.facts(own.plan)))
+        assert told.endswith("with uml_xstate (AMX)")
+        inside = wan_router.run(own.plan, "cat /proc/1/environ /proc/1/maps /proc/self/environ /proc/self/maps")
+        assert "uml_xstate" not in inside
+        assert "LD_PRELOAD" not in inside
+        shapes = own.shape(wan_checks.network(default={"delay": "5 ms"}))
+        wan_checks.until_good(lambda: wan_checks.wrong_rtts(own, shapes))
 
     def test_it_runs_at_real_time_priority(self, own: Wan) -> None:
         assert os.sched_getscheduler(router_pid(own)) == os.SCHED_FIFO

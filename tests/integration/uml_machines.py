@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from discovery_deploy import uml_kernel
 from discovery_deploy.model import Experiment
 from discovery_deploy.providers.base import Lack, Lease, LeasedHost, Progress
 
@@ -181,9 +182,10 @@ def _start(
     subprocess.run(["mkfs.ext4", "-q", str(job / "disk")], check=True)
     (job / "init").write_text(INIT.format(job=job, image=image, name=name, address=address))
     (job / "init").chmod(0o755)
-    kernel = ["linux.uml", f"mem={memory_mb}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"]
-    kernel += [f"init={job}/init", f"ubd0={job}/disk", f"vec0:transport=tap,ifname={tap},depth=128,gro=1"]
-    kernel += ["con=null", "con0=null,fd:1", "ssl=null", "quiet", f"umid={name}", f"uml_dir={job}/uml"]
+    options = [f"mem={memory_mb}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"]
+    options += [f"init={job}/init", f"ubd0={job}/disk", f"vec0:transport=tap,ifname={tap},depth=128,gro=1"]
+    options += ["con=null", "con0=null,fd:1", "ssl=null", "quiet", f"umid={name}", f"uml_dir={job}/uml"]
+    kernel = uml_kernel.command(options, job)
     with (job / "console").open("wb") as console:
         return subprocess.Popen(
             kernel, stdin=subprocess.DEVNULL, stdout=console, stderr=subprocess.STDOUT, start_new_session=True

@@ -26,7 +26,7 @@ LAYERS = (
     " enoslib_worker first_login git_trees given_host guest host_cleaner host_environments host_packages"
     " hypervisor image installed_code machine machine_calls machine_plans measure nested nested_machine nesting"
     " nspawn package_index packages probe proof provenance providers remote sdists shaping shipping site_networks"
-    " site_proxy sources stack tc_device trees wan_router wan_tunnels wan_uml working_copy workspace",
+    " site_proxy sources stack tc_device trees uml_kernel wan_router wan_tunnels wan_uml working_copy workspace",
     "bookings box_commands builds cache commands doctor driver opening patch_commands phases progress smoke_acts"
     " testbed wan_acts",
     "__main__ cli",
@@ -51,6 +51,7 @@ SHIPPED = frozenset(
         "probe",
         "site_networks",
         "tc_device",
+        "uml_kernel",
         "wan_router",
         "wan_tunnels",
         "wan_uml",

@@ -123,7 +123,7 @@ class FakeMachines:
             "reach": lambda: self.silent.get(name, []),
             "status": lambda: {"dead": hosts[:1], "router": False},
             "read": lambda: json.dumps({"qdisc": {name: []}}),
-            "facts": lambda: {"mode": "netns", "kernel": "6.1", "scheduling": "kernel"},
+            "facts": lambda: {"mode": "netns", "kernel": "6.1", "scheduling": "kernel", "preloaded": ""},
         }
         return answers.get(verb, lambda: None)()
 
@@ -197,6 +197,23 @@ class TestReserve:
         bed.machines.missing = {"systemd-nspawn": "systemd-container", "ip": "iproute2", "tc": "iproute2"}
         bed.reserve(experiment({**VAGRANT, "packages": "network"}, 1))
         assert bed.machines.requests["machine-1", "install"] == {"packages": ["iproute2", "systemd-container"]}
+
+    def test_what_only_a_kernel_without_netem_needs_is_installed_once_that_is_known(self, bed: Bed) -> None:
+        looks: list[dict[str, Any]] = [
+            {"missing": {"tc": "iproute2"}, "netem": True},
+            {"missing": {"linux.uml": "user-mode-linux", "tcc": "tcc"}, "netem": False},
+        ]
+        answer = bed.machines.call
+
+        def call(name: str, verb: str, *words: Any, **more: Any) -> Any:
+            found = answer(name, verb, *words, **more)
+            return {**found, **looks.pop(0)} if verb == "look" else found
+
+        bed.machines.call = call  # type: ignore[method-assign]
+        bed.reserve(experiment({**VAGRANT, "packages": "network"}, 1))
+        assert looks == []
+        assert bed.log[:3] == ["reserve machine-1", "machine-1 install", "machine-1 install"]
+        assert bed.machines.requests["machine-1", "install"] == {"packages": ["tcc", "user-mode-linux"]}
 
     def test_carried_packages_lack_them_and_that_is_said(self, bed: Bed) -> None:
         bed.machines.missing = {"systemd-nspawn": "systemd-container"}
@@ -416,4 +433,6 @@ def test_all_that_runs_on_machines_is_brought() -> None:
         *(f"discovery_deploy/{name}.py" for name in ("cgroups", "containers", "machine", "machine_plans")),
         *(f"discovery_deploy/{name}.py" for name in ("nested_machine", "nspawn", "site_networks")),
         *(f"discovery_deploy/{name}.py" for name in ("tc_device", "wan_router", "wan_tunnels", "wan_uml")),
+        "discovery_deploy/uml_kernel.py",
+        "discovery_deploy/uml_xstate.c",
     }
