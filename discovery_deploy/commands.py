@@ -100,6 +100,7 @@ def summary(driver: Driver) -> str:
     """Medians of whole iterations, and what a round trip costs, for a terminal."""
     from discovery_deploy import stats  # late: statistics take a second to load
     from discovery_deploy.report import text
+    from discovery_deploy.report.content import why_not_valid
 
     records = driver.records()
     table = stats.with_other(driver.iterations(records).to_pandas())
@@ -107,7 +108,7 @@ def summary(driver: Driver) -> str:
     for _, row in stats.summarise(table).iterrows():
         if row["atomic_action"] == rally.TOTAL:
             beside = " (beside the only database)" if row["beside_only_database"] else ""
-            failed = f"{row['failure_rate'] * 100:.0f} %"
+            failed = f"{row['failure_rate'] * 100:.0f} %" if row["count"] else text.NONE
             median = text.seconds(row["median_s"])
             rows.append((row["scenario"], row["setting"], row["site"] + beside, median, failed, str(row["count"])))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -117,6 +118,7 @@ def summary(driver: Driver) -> str:
     for fit in fits:
         groups.setdefault((fit.scenario, fit.group, fit.site), []).append(fit)
     lines += [f"{key[0]}: {text.fits_sentence(group)}" for key, group in groups.items()]
+    lines += [f"not valid: {reason}" for reason in why_not_valid(records)]
     return "\n".join(lines) + "\n"
 
 

@@ -35,6 +35,12 @@ def rally_report(folder: Path) -> Any:
         return None
 
 
+def _all_failed(folder: Path, results: Sequence[bench.SiteResult]) -> tuple[str, ...]:
+    """Sites whose clients had no iteration that succeeded: nothing was measured there but an error."""
+    firsts = [(result.site, rally.all_failed(rally_report(folder / result.site))) for result in results]
+    return tuple(f"every iteration at {site} failed; the first error: {error}" for site, error in firsts if error)
+
+
 class PlannedRun(Run):
     """A run, with the hash of all that it depends on: the testbed's phases, the scenario, its template."""
 
@@ -240,6 +246,7 @@ class Driver:
             status="failed" if rally_problems else "done",
             problems=(
                 *rally_problems,
+                *_all_failed(folder, results),
                 *(f"WAN before the run: {problem}" for problem in before.problems),
                 *(f"WAN after the run: {problem}" for problem in after.problems),
             ),

@@ -172,6 +172,19 @@ def problems(report: Any, scenario: Scenario) -> tuple[str, ...]:
     return tuple(found)
 
 
+def all_failed(report: Any) -> str | None:
+    """The first error when no iteration of a Rally report succeeded ("Type: message"); None when one did.
+
+    Args:
+        report: parsed JSON; one without iterations gives None (see `problems`).
+    """
+    data = [iteration for workload in _workloads(report) for iteration in workload.get("data") or []]
+    if not data or not all(iteration.get("error") for iteration in data):
+        return None
+    first = min(data, key=lambda iteration: float(iteration.get("timestamp") or 0))
+    return ": ".join(part for part in _error_text(first["error"]) if part) or "Rally names no error"
+
+
 def _error_text(error: Any) -> tuple[str, str]:
     """(type, first line of the message) of an error as Rally writes it: [type, message, traceback], or a mapping."""
     if isinstance(error, Mapping):

@@ -61,6 +61,7 @@ def view(
             for number, scenario in enumerate(experiment.campaign.scenarios, 1)
         ],
         "not_counted": not_counted(runs),
+        "why_not_valid": why_not_valid(runs),
         "without_iterations": without_iterations(runs, numbers.iterations),
         "errors": errors(numbers.iterations),
         "provenance": provenance_view(provenance, runs),
@@ -356,6 +357,19 @@ def not_counted(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
         for run in runs
         if not run.valid or run.status == "failed"
     ]
+
+
+def why_not_valid(runs: Sequence[RunRecord], most: int = 5) -> list[str]:
+    """Each reason why runs that were made last are not valid, with the number of runs, the first `most` of them."""
+    reasons = Counter(
+        (run.scenario.label, (run.problems or ("no reason was recorded",))[0])
+        for run in runs
+        if not run.valid and "~" not in run.id
+    )
+    lines = [f"{scenario}, {count} {'run' if count == 1 else 'runs'}: {reason}"
+             for (scenario, reason), count in reasons.items()]  # fmt: skip
+    more = len(lines) - most
+    return [*lines[:most], f"{more} more reasons: see runs that do not count"] if more > 0 else lines
 
 
 def without_iterations(runs: Sequence[RunRecord], iterations: pd.DataFrame) -> list[str]:

@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from discovery_deploy.rally import OTHER, TOTAL
-from discovery_deploy.report.text import BESIDE, action_name, count_of, seconds
+from discovery_deploy.report.text import BESIDE, action_name, against, count_of, seconds
 from discovery_deploy.stats import Fit, ecdf
 
 WIDTH_IN = 8.4
@@ -265,8 +265,7 @@ def against_rtt(
             _points(axes, table[table["site"] == site], runs_at.get((group, site), {}))
             _lines(axes, mine, colours, top_s)
             axes.set_title(f"{group or 'all settings'}, from {site}")
-            against = "the database" if mine[0].against == "database" else "the master a commit waits for"
-            axes.set_xlabel(f"{mine[0].rtt_from} RTT to {against} (ms)")
+            axes.set_xlabel(f"{against(mine[0])}, {mine[0].rtt_from} (ms)")
             axes.set_ylim(bottom=0)
         for axes in grid[:, 0]:
             axes.set_ylabel("duration (s)")

@@ -271,6 +271,19 @@ def test_failed_iterations_are_a_result_and_no_problem() -> None:
     assert rally.problems(recorded("create-user-failing"), Scenario(task="keystone/x", times=8)) == ()
 
 
+def test_a_report_in_which_nothing_succeeded_gives_its_first_error() -> None:
+    report = recorded("create-user-failing")
+    assert rally.all_failed(report) is None
+    data = report["tasks"][0]["subtasks"][0]["workloads"][0]["data"]
+    data[:] = [iteration for iteration in data if iteration["error"]][::-1]
+    error = rally.all_failed(report)
+    assert error is not None
+    assert error.startswith("ConnectFailure: Unable to establish connection")
+    data[:] = []
+    assert rally.all_failed(report) is None
+    assert rally.all_failed(None) is None
+
+
 def test_the_table_is_typed_and_keeps_runs_that_do_not_count(run: RunRecord) -> None:
     bad = run.model_copy(update={"problems": ("WAN out of tolerance",)})
     factors = ["deployment.backend", "network.default.delay"]
