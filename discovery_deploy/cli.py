@@ -28,6 +28,7 @@ from discovery_deploy import (
     config,
     doctor,
     enos_import,
+    g5k_request,
     opening,
     patch_commands,
     smoke,
@@ -43,7 +44,6 @@ from discovery_deploy.testbed import Testbed
 
 app = typer.Typer(
     name="discovery-deploy",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -345,7 +345,8 @@ def import_enos(
     ] = None,
 ) -> None:
     """Turn an EnOS reservation into an experiment file; what has no counterpart is told on standard error."""
-    made = enos_import.convert(config.read_text(reservation, "EnOS's reservation file"), str(reservation), name)
+    text = config.read_text(reservation, "EnOS's reservation file")
+    made = enos_import.convert(text, str(reservation), name, g5k_request.paris_time())
     if output is None:
         sys.stdout.write(made.text)
     else:

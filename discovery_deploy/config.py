@@ -94,10 +94,9 @@ def composed(text: str, file: str, kind: str, advice: str) -> Document:
     return document
 
 
-def refusal(text: str, file: str, found: Iterable[Mistake], advice: str = _ADVICE) -> ExperimentError:
-    """The error that tells mistakes, found later, at their places in the text of a file that is YAML."""
-    document = Document(text)
-    return _refusal(file, [(document.position(mistake.path), _told(mistake)) for mistake in found], advice)
+def refusal(file: str, placed: Iterable[tuple[Position, Mistake]], advice: str = _ADVICE) -> ExperimentError:
+    """The error that tells mistakes of a file that is YAML, found after it was read, each at its place."""
+    return _refusal(file, [(position, _told(mistake)) for position, mistake in placed], advice)
 
 
 def _told(mistake: Mistake) -> str:

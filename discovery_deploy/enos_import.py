@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import PurePath
 from typing import Any
 
-from discovery_deploy import config, enos_network, enos_provider
+from discovery_deploy import config, enos_network, enos_provider, g5k_request
 from discovery_deploy.enos_network import Wan
 from discovery_deploy.enos_reading import UNGROUPED, Notes, declared_groups, descriptions
 from discovery_deploy.enos_sites import HostPlan, SitePlan, fitting_name, site_plans
@@ -58,19 +59,20 @@ class Imported(Strict):
     """What has no counterpart, one a line: `file:line:column: key: why, and what to do instead`."""
 
 
-def convert(text: str, file: str, name: str | None = None) -> Imported:
+def convert(text: str, file: str, name: str | None = None, now: datetime | None = None) -> Imported:
     """The experiment file that asks for what a reservation of EnOS asks for.
 
     Args:
         text: what the reservation file holds.
         file: its path, for messages; its name is the experiment's when nothing else gives one.
         name: of the experiment; default: the job's.
+        now: the present time in Paris, without a zone; a reservation before it is told. None: not looked at.
     Raises:
         ExperimentError: every mistake of the file, as `file:line:column: key: what`.
     """
     document = config.composed(text, file, "a reservation file", _ADVICE)
     notes = Notes()
-    notes.mistakes += [mistake for _, mistake in document.placed_mistakes if mistake.path[:1] != (_ANCHORS,)]
+    placed = [(at, mistake) for at, mistake in document.placed_mistakes if mistake.path[:1] != (_ANCHORS,)]
     described = descriptions(document.data, notes)
     sites = site_plans(described, notes)
     groups = {site.group: site.name for site in sites}
@@ -81,8 +83,15 @@ def convert(text: str, file: str, name: str | None = None) -> Imported:
         notes.wrong(_machines_place(document.data), "no machine has the role control")
     _tell_lost_keys(document.data, notes)
     _tell_shared_rates(asked, sites, notes)
-    if notes.mistakes or not control:
-        raise config.refusal(text, file, notes.mistakes, _ADVICE)
+    begins = provider.get("reservation")
+    if now is not None and isinstance(begins, str) and g5k_request.is_past(begins, now):
+        notes.lose(
+            ("provider", "reservation"), "begins in the past; left out, so that the job begins when there is room"
+        )
+        del provider["reservation"]
+    placed += [(document.position(mistake.path), mistake) for mistake in notes.mistakes]
+    if placed or not control:
+        raise config.refusal(file, placed, _ADVICE)
     chosen = fitting_name(name or _job_name(document.data) or PurePath(file).stem, _LONGEST_NAME)
     lines = [*_head(chosen, file), *_provider(provider), *_sites(sites), *_network(enos_network.wan(asked, groups))]
     made = "\n".join([*lines, *_deployment(sites, control, notes), *_campaign(sites)]) + "\n"

@@ -7,7 +7,7 @@ group under `except` (or not under `groups`) is in no rule at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import permutations
 from typing import Any, NamedTuple
 
@@ -79,9 +79,11 @@ def asked(data: Mapping[str, Any], groups: Sequence[str], declared: Sequence[str
     found: dict[tuple[str, str], Link | None] = {
         pair: default if set(pair) <= shaped else None for pair in permutations(groups, 2)
     }
+    own: dict[tuple[str, str], set[str]] = {pair: set() for pair in found}
     constraints = section.get("constraints")
     for index, item in enumerate(notes.listed(constraints, (SECTION, "constraints")) if constraints else []):
-        _constrain(found, item, (SECTION, "constraints", index), declared, notes)
+        _constrain(found, own, item, (SECTION, "constraints", index), declared, notes)
+    _tell_missing(section, {pair: names for pair, names in own.items() if found[pair] is not None}, notes)
     return Asked(default, found)
 
 
@@ -99,11 +101,23 @@ def _unknown(key: str, place: Place, known: Sequence[str], notes: Notes) -> None
 
 
 def _default(section: Mapping[str, Any], notes: Notes) -> Link:
-    for key in ("default_delay", "default_rate"):
-        if key not in section and not any(near(other, _KNOWN) == key for other in section if other not in _KNOWN):
-            notes.wrong((SECTION,), f"{key} is missing")
     read = {name: _quantity(section, f"default_{name}", name, (SECTION,), notes) for name in _READERS}
     return Link(read["delay"] or 0.0, read["rate"], read["loss"] or 0.0)
+
+
+def _tell_missing(section: Mapping[str, Any], own: Mapping[tuple[str, str], Collection[str]], notes: Notes) -> None:
+    """Defaults that the file does not have though a pair needs one. EnOS 2 and 3 read them with `get`.
+
+    Args:
+        own: ordered pair -> what constraints name for it.
+    """
+    for key, example in (("default_delay", "0ms"), ("default_rate", "10gbit")):
+        if key in section or any(near(other, _KNOWN) == key for other in section if other not in _KNOWN):
+            continue
+        without = sorted(f"{a} -> {b}" for (a, b), names in own.items() if key.removeprefix("default_") not in names)
+        if without:
+            pairs = f"{', '.join(without[:3])}{'...' if len(without) > 3 else ''}"
+            notes.wrong((SECTION,), f"{key} is missing, which {pairs} would have; write for example {key}: {example}")
 
 
 def _quantity(section: Mapping[str, Any], key: str, kind: str, place: Place, notes: Notes) -> float | None:
@@ -147,7 +161,12 @@ def _groups(name: Any, place: Place, groups: Sequence[str], notes: Notes) -> Ite
 
 
 def _constrain(
-    found: dict[tuple[str, str], Link | None], item: Any, place: Place, groups: Sequence[str], notes: Notes
+    found: dict[tuple[str, str], Link | None],
+    own: Mapping[tuple[str, str], set[str]],
+    item: Any,
+    place: Place,
+    groups: Sequence[str],
+    notes: Notes,
 ) -> None:
     section = notes.mapping(item, place)
     if not section:
@@ -174,6 +193,7 @@ def _constrain(
         before = found.get(pair)
         if before is None:
             continue
+        own[pair].update(name for name, value in given.items() if value is not None)
         found[pair] = Link(
             before.delay_s if given["delay"] is None else given["delay"],
             before.rate_bps if given["rate"] is None else given["rate"],

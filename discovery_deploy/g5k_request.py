@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any
+from zoneinfo import ZoneInfo
 
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.model import Experiment, Strict
@@ -287,13 +289,32 @@ def walltime_of(seconds: float) -> str:
     return f"{minutes // 60:02d}:{minutes % 60:02d}:00"
 
 
-def request_text(experiment: Experiment, cores: Mapping[str, int], unknown: str = "") -> str:
+def is_past(begins: str, now: datetime) -> bool:
+    """Whether a reservation ("YYYY-MM-DD HH:MM:SS", Paris) begins before `now` (Paris, without a zone). Pure.
+
+    A text that is no moment is not past; the models refuse it.
+    """
+    try:
+        return datetime.strptime(begins, "%Y-%m-%d %H:%M:%S") < now
+    except ValueError:
+        return False
+
+
+def paris_time() -> datetime:
+    """The present time in Paris, without a zone, as OAR takes it."""
+    return datetime.now(ZoneInfo("Europe/Paris")).replace(tzinfo=None)
+
+
+def request_text(
+    experiment: Experiment, cores: Mapping[str, int], unknown: str = "", now: datetime | None = None
+) -> str:
     """What would be booked, for a person, several lines.
 
     Args:
         experiment: whose provider is Grid'5000.
         cores: `site/cluster` -> cores of each of its machines, as far as they are known.
         unknown: why cores are not known, when they are not.
+        now: the present time in Paris, without a zone; a reservation before it is warned of. None: not looked at.
     """
     section, asked = grid5000(experiment), pools(experiment)
     hours = seconds_of(section.walltime) / 3600
@@ -304,6 +325,8 @@ def request_text(experiment: Experiment, cores: Mapping[str, int], unknown: str 
         f"network {section.network}; {system}"
         + (f"; project {section.project}" if section.project else "")
     ]  # fmt: skip
+    if section.reservation and now is not None and is_past(section.reservation, now):
+        lines.append("  warning: the reservation begins in the past; leave `reservation` out for: now")
     total, complete = 0.0, True
     for pool in asked:
         machines = len(pool.hosts)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from discovery_deploy import campaign, config, rally, sources, stack
 from discovery_deploy import workspace as workspaces
+from discovery_deploy.documents import Document
 from discovery_deploy.errors import ExperimentError, StateError
 from discovery_deploy.fields import parse_path
 from discovery_deploy.image import Progress
@@ -46,7 +47,8 @@ def check_code(opened: Opened, resolver: Resolver) -> None:
             for mistake in error.mistakes:
                 found[Mistake(_written_at(opened.experiment, setting, mistake.path), mistake.message)] = None
     if found:
-        raise config.refusal(opened.source, str(opened.path), found)
+        position = Document(opened.source).position
+        raise config.refusal(str(opened.path), [(position(mistake.path), mistake) for mistake in found])
 
 
 def _written_at(experiment: Experiment, setting: campaign.Setting, place: Place) -> Place:

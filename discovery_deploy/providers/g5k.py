@@ -93,8 +93,8 @@ class G5kProvider:
         try:
             cores = self._ask(experiment.name, "cores", {"sites": _sites(asked)}, _quiet, TRIED_S)
         except TestbedError as error:
-            return g5k_request.request_text(experiment, {}, error.what.splitlines()[0])
-        return g5k_request.request_text(experiment, cores)
+            return g5k_request.request_text(experiment, {}, error.what.splitlines()[0], g5k_request.paris_time())
+        return g5k_request.request_text(experiment, cores, now=g5k_request.paris_time())
 
     def reserve(
         self, experiment: Experiment, public_key: str, image: Path, progress: Progress, workspace: Path | None = None

@@ -5,11 +5,13 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.cloud import CloudError, authenticate, request, worker_requests
+from ansible.module_utils.watched_units import UnitError, Watch
 
 DOCUMENTATION = """
 module: api_check
@@ -79,8 +81,11 @@ def silent_workers(endpoint: dict, address: str) -> int:
     return worker_requests(str(socket)).count(0) if is_here(endpoint, address) and socket.exists() else 0
 
 
-def ask(endpoint: dict, address: str, token: str, until: float) -> str:
-    """Ask a service until it, and each of its workers here, has answered well. Returns what is wrong, or ""."""
+def ask(endpoint: dict, address: str, token: str, until: float, look: Callable[[], None] = lambda: None) -> str:
+    """Ask a service until it, and each of its workers here, has answered well. Returns what is wrong, or "".
+
+    `look` is called after each failure; what it raises ends the wait.
+    """
     path, key = QUESTIONS.get(endpoint["type"], ("", ""))
     url = endpoint["url"] + path
     while True:
@@ -95,7 +100,16 @@ def ask(endpoint: dict, address: str, token: str, until: float) -> str:
         except (CloudError, OSError, ValueError) as error:
             if time.monotonic() > until:
                 return str(error)
+            try:
+                look()
+            except UnitError as failed:
+                return f"{failed} ({error})"
         time.sleep(PAUSE_S)
+
+
+def units(services: list[str]) -> list[str]:
+    """Patterns of the units of services."""
+    return [f"{service}*.service" for service in services]
 
 
 def check(values: dict, until: float) -> list[str]:
@@ -106,8 +120,14 @@ def check(values: dict, until: float) -> list[str]:
     if lacking:
         raise CloudError(f"{values['keystone_url']}: the catalogue has not: {', '.join(lacking)}")
     asked = with_own(mine, values["address"])
+
+    def one(endpoint: dict) -> str:
+        here = is_here(endpoint, values["address"])
+        watch = Watch(units([endpoint["service"]]) if here else [])
+        return ask(endpoint, values["address"], token, until, watch.look)
+
     with concurrent.futures.ThreadPoolExecutor(max(1, len(asked))) as pool:
-        answers = list(pool.map(lambda endpoint: ask(endpoint, values["address"], token, until), asked))
+        answers = list(pool.map(one, asked))
     pairs = zip(asked, answers, strict=True)
     return [f"{endpoint['service']} of region {endpoint['region']}: {wrong}" for endpoint, wrong in pairs if wrong]
 
@@ -126,15 +146,16 @@ def main() -> None:
     )
     values = module.params
     services = [endpoint["service"] for endpoint in values["endpoints"] if endpoint["region"] == values["region"]]
+    started = time.monotonic()
     try:
-        wrong = check(values, time.monotonic() + values["limit_s"])
+        wrong = check(values, started + values["limit_s"])
     except (CloudError, KeyError) as error:
         wrong = [str(error)]
     if wrong:
-        units = [word for service in services for word in ("-u", f"{service}*")]
-        log = module.run_command(["journalctl", *units, "-n", "15", "-o", "cat", "--no-pager"])[1] if units else ""
-        limit = f"after {values['limit_s']} s"
-        module.fail_json(msg=f"Services asked from {values['site']} {limit}: {'; '.join(wrong)}", stderr=log)
+        told = Watch(units(services)).told()
+        after = f"after {time.monotonic() - started:.0f} s"
+        said = f"Services asked from {values['site']} {after}: {'; '.join(wrong)}"
+        module.fail_json(msg=f"{said}{told.pop('cause')} ({told.pop('state')})", **told)
     module.exit_json(changed=False, report={"services": {"region": values["region"], "answered": sorted(services)}})
 
 

@@ -8,6 +8,7 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.cloud import CloudError, authenticate, request, worker_requests
+from ansible.module_utils.watched_units import UnitError, Watch
 
 DOCUMENTATION = """
 module: keystone_check
@@ -31,14 +32,18 @@ options:
 PAUSE_S = 0.1
 
 
-def keep_trying(act, until: float):
-    """The result of `act`, tried until it succeeds; its last CloudError when the time is over."""
+def keep_trying(act, until: float, look=lambda: None):
+    """The result of `act`, tried until it succeeds; its last CloudError when the time is over.
+
+    `look` is called after each failure; what it raises ends the wait.
+    """
     while True:
         try:
             return act()
         except CloudError:
             if time.monotonic() > until:
                 raise
+            look()
             time.sleep(PAUSE_S)
 
 
@@ -98,12 +103,12 @@ def catalogue_lacks(catalogue: list[dict], urls: dict[str, str]) -> list[str]:
     return [site for site, url in sorted(urls.items()) if (site, "public", url) not in endpoints]
 
 
-def prepare(site: str, urls: dict[str, str], values: dict, until: float) -> dict:
+def prepare(site: str, urls: dict[str, str], values: dict, until: float, look) -> dict:
     """Wait for Keystone, warm every worker, make the site's check user."""
     url = urls[site]
     if values["memcached"]:
-        keep_trying(lambda: flush(values["memcached"]), until)
-    token, said = keep_trying(lambda: authenticate(url, "admin", values["admin_password"], "admin"), until)
+        keep_trying(lambda: flush(values["memcached"]), until, look)
+    token, said = keep_trying(lambda: authenticate(url, "admin", values["admin_password"], "admin"), until, look)
     lacking = catalogue_lacks(said["catalog"], values["regions"])
     if lacking:
         raise CloudError(f"{url}: the catalogue has no identity endpoint for: {', '.join(lacking)}")
@@ -147,14 +152,14 @@ def main() -> None:
     values = module.params
     until = time.monotonic() + values["limit_s"]
     site, urls = values["site"], values["urls"]
+    watch = Watch(["keystone.service"])
     try:
         if values["peer"]:
             module.exit_json(changed=False, report={"keystone": check(site, values["peer"], urls, values, until)})
-        module.exit_json(changed=True, report={"keystone": prepare(site, urls, values, until)})
-    except (CloudError, OSError, KeyError) as error:
-        state = module.run_command(["systemctl", "is-active", "keystone.service"])[1].strip()
-        log = module.run_command(["journalctl", "-u", "keystone.service", "-n", "5", "-o", "cat", "--no-pager"])[1]
-        module.fail_json(msg=f"Keystone at {site} ({state}): {error}", stderr=log)
+        module.exit_json(changed=True, report={"keystone": prepare(site, urls, values, until, watch.look)})
+    except (CloudError, UnitError, OSError, KeyError) as error:
+        told = watch.told()
+        module.fail_json(msg=f"Keystone at {site} ({told.pop('state')}): {error}{told.pop('cause')}", **told)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ansible.module_utils import cloud
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.watched_units import UnitError, Watch
 
 DOCUMENTATION = """
 module: neutron_check
@@ -37,12 +38,12 @@ def main() -> None:
     )
     values = module.params
     asked = (values["url"], values["keystone_url"], values["password"])
+    watch = Watch(["neutron.service"])
     try:
-        module.exit_json(changed=False, seen=cloud.keep_trying(lambda: check(*asked), values["limit_s"]))
-    except (cloud.CloudError, KeyError) as error:
-        state = module.run_command(["systemctl", "is-active", "neutron.service"])[1].strip()
-        log = module.run_command(["journalctl", "-u", "neutron.service", "-n", "8", "-o", "cat", "--no-pager"])[1]
-        module.fail_json(msg=f"Neutron on {values['host']} ({state}): {error}", stderr=log)
+        module.exit_json(changed=False, seen=cloud.keep_trying(lambda: check(*asked), values["limit_s"], watch.look))
+    except (cloud.CloudError, UnitError, KeyError) as error:
+        told = watch.told()
+        module.fail_json(msg=f"Neutron on {values['host']} ({told.pop('state')}): {error}{told.pop('cause')}", **told)
 
 
 if __name__ == "__main__":

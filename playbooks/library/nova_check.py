@@ -7,6 +7,7 @@ import time
 
 from ansible.module_utils import cloud
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.watched_units import UnitError, Watch
 
 DOCUMENTATION = """
 module: nova_check
@@ -88,16 +89,16 @@ def main() -> None:
     units = [f"nova-{process}.service" for process in values["processes"]]
     show = ["systemctl", "show", "--timestamp=unix", "--property=Id,ActiveEnterTimestamp", *units]
 
+    watch = Watch(units)
+
     def attempt() -> None:
         check(values, unit_starts(module.run_command(show, check_rc=True)[1]))
 
     try:
-        cloud.keep_trying(attempt, values["limit_s"])
-    except (cloud.CloudError, KeyError) as error:
-        states = module.run_command(["systemctl", "is-active", *units])[1].split()
-        told = ", ".join(f"{unit} is {state}" for unit, state in zip(units, states, strict=True))
-        log = module.run_command(["journalctl", *(f"--unit={unit}" for unit in units), "-n", "12", "-o", "cat"])[1]
-        module.fail_json(msg=f"Nova on {values['host']} ({told}): {error}", stderr=log)
+        cloud.keep_trying(attempt, values["limit_s"], watch.look)
+    except (cloud.CloudError, UnitError, KeyError) as error:
+        told = watch.told()
+        module.fail_json(msg=f"Nova on {values['host']} ({told.pop('state')}): {error}{told.pop('cause')}", **told)
     module.exit_json(changed=False)
 
 

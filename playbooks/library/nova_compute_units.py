@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.watched_units import UnitError, Watch
 
 DOCUMENTATION = """
 module: nova_compute_units
@@ -72,15 +73,20 @@ def wait(module: AnsibleModule, names: list[str], limit_s: float) -> None:
     """Until all run; fails at the limit, with the names and the last words of those that do not."""
     until = time.monotonic() + limit_s
     command = ["systemctl", "show", "--property=ActiveState", "--value", *map(unit, names)]
+    watch = Watch(list(map(unit, names)))
     while names:
         states = module.run_command(command, check_rc=True)[1].split()
         missing = [name for name, state in zip(names, states, strict=True) if state != "active"]
         if not missing:
             return
-        if time.monotonic() > until:
-            log = ["journalctl", "-u", unit(missing[0]), "-n", "8", "-o", "cat", "--no-pager"]
-            words = module.run_command(log)[1]
-            module.fail_json(msg=f"computes that do not run: {', '.join(missing)}", stderr=words)
+        try:
+            if time.monotonic() > until:
+                raise UnitError(f"after {limit_s:.0f} s")
+            watch.look()
+        except UnitError as error:
+            told = Watch([unit(missing[0])]).told()
+            why = f"{error}{told.pop('cause')}"
+            module.fail_json(msg=f"computes that do not run: {', '.join(missing)} ({told.pop('state')}): {why}", **told)
         time.sleep(0.5)
 
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.watched_units import UnitError, Watch
 
 DOCUMENTATION = """
 module: rabbitmq_check
@@ -104,15 +105,17 @@ def main() -> None:
     )
     wanted = [module.params[name] for name in ("members", "users", "vhosts")]
     until = time.monotonic() + module.params["limit_s"]
+    watch = Watch([UNIT])
     try:
         while problem := lacking(ask(module.params["address"], module.params["directory"]), *wanted):
             if time.monotonic() > until:
-                log = module.run_command(["journalctl", "-u", UNIT, "-n", "10", "-o", "cat", "--no-pager"])[1]
-                state = module.run_command(["systemctl", "is-active", UNIT])[1].strip()
-                what = f"RabbitMQ at {module.params['address']} ({state})"
-                module.fail_json(msg=f"{what}: after {module.params['limit_s']} s {problem}", stderr=log)
+                raise UnitError(f"after {module.params['limit_s']} s {problem}")
+            watch.look()
             time.sleep(PAUSE_S)
         (Path(module.params["directory"]) / WHOLE).touch()
+    except UnitError as error:
+        told = watch.told()
+        module.fail_json(msg=f"RabbitMQ at {module.params['address']} ({told.pop('state')}): {error}", **told)
     except OSError as error:
         module.fail_json(msg=f"RabbitMQ: {error}")
     module.exit_json(changed=False, report={"rabbitmq": {"members": len(wanted[0]), "vhosts": sorted(wanted[2])}})

@@ -84,8 +84,12 @@ def endpoint(catalogue: list[dict], kind: str, region: str) -> str:
     raise CloudError(f"the catalogue has no service of type {kind} in region {region}")
 
 
-def keep_trying(act: Callable[[], object], limit_s: float) -> object:
-    """The result of `act`, tried until it succeeds; its last CloudError when the time is over."""
+def keep_trying(act: Callable[[], object], limit_s: float, look: Callable[[], None] = lambda: None) -> object:
+    """The result of `act`, tried until it succeeds; its last CloudError when the time is over.
+
+    Args:
+        look: called after each failure; what it raises ends the wait (`watched_units.Watch.look`).
+    """
     until = time.monotonic() + limit_s
     while True:
         try:
@@ -93,4 +97,5 @@ def keep_trying(act: Callable[[], object], limit_s: float) -> object:
         except CloudError as error:
             if time.monotonic() > until:
                 raise CloudError(f"after {limit_s:.0f} s: {error}") from error
+            look()
             time.sleep(PAUSE_S)

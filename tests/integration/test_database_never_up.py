@@ -89,3 +89,28 @@ def test_a_backend_that_hangs_and_then_a_sites_own_that_fails(tool: Tool) -> Non
     mend(tool, "rennes-1", "site-mariadb")
     tool("run", "small.yaml")
     assert [record["status"] for record in tool.records()] == ["done"]
+
+
+def test_a_run_in_which_every_iteration_failed_is_not_valid_and_says_why(tool: Tool) -> None:
+    scenario = {"task": "keystone/create_and_list_users", "times": 2, "args": {"domain_name": "nosuch"}}
+    tool.write({**EXPERIMENT, "campaign": {"bench_site": "rennes", "scenarios": [scenario]}})
+    done = tool("run", "small.yaml", code=5)
+    reason = "every iteration at rennes failed; the first error: "
+    (record,) = [record for record in tool.records() if record["scenario"] == {**record["scenario"], **scenario}]
+    assert record["status"] == "done"
+    assert [problem for problem in record["problems"] if problem.startswith(reason) and "nosuch" in problem]
+    assert reason in done.stdout
+    assert reason in done.stderr
+    assert reason in (tool.workspace / "report" / "report.md").read_text().split("## Answer")[0]
+
+
+def test_a_service_that_cannot_start_ends_the_wait_and_its_traceback_is_told(tool: Tool) -> None:
+    overrides = {"keystone": {"token": {"provider": "nosuch"}}}
+    tool.write({**EXPERIMENT, "deployment": {**EXPERIMENT["deployment"], "overrides": overrides}})
+    said, _ = fail(tool, "deploy")
+    assert "keystone.service" in said
+    assert "its traceback ends with: " in said
+    assert "looking for 'nosuch'" in said
+    assert "keystone.service has failed" in said or "does not stay up" in said  # and not: the limit was over
+    log = (tool.workspace / "logs" / "deploy.log").read_text()
+    assert "Traceback (most recent call last)" in log

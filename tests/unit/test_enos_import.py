@@ -6,6 +6,7 @@ import os
 import random
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,17 @@ def test_all_mistakes_are_told_at_their_places(path: Path) -> None:
     assert error.value.what.splitlines() == path.with_suffix(".expected").read_text(encoding="utf-8").splitlines()
 
 
+def test_a_reservation_of_the_past_is_told_and_left_out() -> None:
+    text = (CASES / "enos" / "g5k.yaml").read_text(encoding="utf-8")
+    text = text.replace("2036-11-28 19:00:00", "2017-05-03 19:00:01")
+    made = enos_import.convert(text, "old.yaml", now=datetime(2017, 5, 3, 19, 0, 2))
+    assert "reservation" not in made.text
+    assert "begins in the past; left out" in "\n".join(made.lost)
+    in_time = enos_import.convert(text, "old.yaml", now=datetime(2017, 5, 3, 19, 0, 1))
+    assert "2017-05-03 19:00:01" in in_time.text
+    assert "begins in the past" not in "\n".join(in_time.lost)
+
+
 # the network
 
 
@@ -64,6 +76,18 @@ def topology(constraints: str, groups: int = 3) -> str:
         f"topology:\n  g1: {{tiny: {{control: 1}}}}\n{others}"
         f"network_constraints:\n  default_delay: 25ms\n  default_rate: 100mbit\n{lines}"
     )
+
+
+def test_a_default_is_asked_for_only_when_a_pair_has_none() -> None:
+    text = topology("constraints:\n  - {src: g1, dst: g2, delay: 30ms, rate: 1gbit, symmetric: true}", groups=2)
+    text = text.replace("  default_delay: 25ms\n  default_rate: 100mbit\n", "")
+    assert shapes(text) == dict.fromkeys((("g1", "g2"), ("g2", "g1")), (0.03, 1000000000.0, 0.0))
+    with pytest.raises(ExperimentError) as error:
+        imported(text.replace("symmetric: true", "symmetric: false").replace("rate: 1gbit, ", ""))
+    assert [line.split(": ", 2)[2] for line in error.value.what.splitlines()] == [
+        "default_delay is missing, which g2 -> g1 would have; write for example default_delay: 0ms",
+        "default_rate is missing, which g1 -> g2, g2 -> g1 would have; write for example default_rate: 10gbit",
+    ]
 
 
 Shape = tuple[float, float | None, float]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -172,6 +173,15 @@ def test_the_request_in_words() -> None:
     assert "deploys debian12-min" in text
     partly = g5k_request.request_text(asked, {"rennes/paravance": 16}, "the API does not answer")
     assert partly.endswith("  in all: 3 machines, core-hours not known (the API does not answer)\n")
+
+
+def test_a_reservation_in_the_past_is_warned_of() -> None:
+    asked = experiment({"a": 1, "b": 1}, reservation="2017-05-03 19:00:01")
+    late = g5k_request.request_text(asked, {}, now=datetime(2026, 1, 1))
+    assert "  warning: the reservation begins in the past; leave `reservation` out for: now" in late.splitlines()
+    assert "warning" not in g5k_request.request_text(asked, {}, now=datetime(2017, 5, 3, 19, 0, 0))
+    assert "warning" not in g5k_request.request_text(asked, {})
+    assert not g5k_request.is_past("tomorrow", datetime(2026, 1, 1))
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ def load(path: str) -> ModuleType:
 cloud = load("module_utils/cloud.py")
 database_program = load("module_utils/database_program.py")
 mariadb = load("module_utils/mariadb.py")
+watched_units = load("module_utils/watched_units.py")
 discovery = load("filter_plugins/discovery.py")
 galera_member = load("library/galera_member.py")
 galera_wait = load("library/galera_wait.py")

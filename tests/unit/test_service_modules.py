@@ -249,8 +249,23 @@ class TestApiCheck:
         assert api_check.silent_workers(endpoint, "127.0.0.1") == 0
         assert not counted
         cloud["address"] = "127.0.0.1"
+        watched: list[list[str]] = []
+
+        class Watch:
+            def __init__(self, units: list[str]) -> None:
+                watched.append(units)
+
+            def look(self) -> None:
+                raise api_check.UnitError("placement.service has failed")
+
+        monkeypatch.setattr(api_check, "Watch", Watch)
         assert api_check.check(cloud, 0.0) == []
-        assert counted == [str(tmp_path / "placement")]
+        assert watched == [["placement*.service"]]
+        Cloud.answers["/resource_providers"] = (503, {})
+        (said,) = api_check.check(cloud, api_check.time.monotonic() + 300)
+        assert "placement.service has failed (GET http://127.0.0.1" in said
+        Cloud.answers["/resource_providers"] = (200, {"resource_providers": []})
+        assert counted[:1] == [str(tmp_path / "placement")]
 
     def test_an_error_names_service_region_and_url(self, cloud: dict[str, Any]) -> None:
         Cloud.answers["/resource_providers"] = (500, {"message": "no database"})
