@@ -21,9 +21,9 @@ def inventory(experiment: Experiment, lease: Lease, ssh_config: Path, key: Path)
 
     Groups by what hosts are for: `control`, `database`, `bench`, `compute` (what is of these roles runs there, or may
     in another setting). By what runs there in this setting (a group without hosts is left out): `memcached`, one per
-    service (of `nova` also a cell's conductor), `nova_compute`, `cloud_content` (one host per cloud), `rabbitmq`,
-    `site_mariadb`, `ovn`, `open_vswitch`, one of `mariadb` and `galera`. What may run there in another:
-    `prepare_<role>`. And `site_<name>`.
+    service (of `nova` also a cell's conductor), `nova_compute`, `cloud_content` (one host per cloud), `glance_copies`
+    (to whose Glances images are copied), `rabbitmq`, `site_mariadb`, `ovn`, `open_vswitch`, one of `mariadb` and
+    `galera`. What may run there in another: `prepare_<role>`. And `site_<name>`.
 
     Args:
         experiment: with the levels of the setting in place.
@@ -62,6 +62,7 @@ def _used(experiment: Experiment) -> dict[str, set[str]]:
         **used,
         "memcached": set().union(*used.values()),
         "cloud_content": {instance.at.host for instance in found.clouds()},
+        "glance_copies": {instance.at.host for instance in found.image_copies()},
         "nova_compute": {compute.at.host for compute in found.computes},
         "open_vswitch": {compute.at.host for compute in found.computes if compute.libvirt},
         "rabbitmq": {broker.at.host for broker in found.brokers},

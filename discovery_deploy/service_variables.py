@@ -156,7 +156,7 @@ class ServiceVariables:
             )
         for compute in self.found.computes:
             told.setdefault(compute.at.host, {}).update(self._compute(compute))
-        for host, values in (*self._ovn(), *self._contents()):
+        for host, values in (*self._ovn(), *self._contents(), *self._images()):
             told.setdefault(host, {}).update(values)
         return told
 
@@ -175,6 +175,16 @@ class ServiceVariables:
                 },
             )
             for instance in self.found.clouds()
+        ]
+
+    def _images(self) -> list[tuple[str, dict[str, Any]]]:
+        """For each Glance that images are copied to: the one that they are sent to first, then the others."""
+        copies = self.found.image_copies()
+        glances = sorted(self.found.of("glance"), key=copies.__contains__)
+        urls = {one.at.host: SERVICES["glance"].url(self.address(one.at)) for one in glances}
+        return [
+            (one.at.host, {"glance_sources": [url for host, url in urls.items() if host != one.at.host]})
+            for one in copies
         ]
 
     def _ovn(self) -> list[tuple[str, dict[str, Any]]]:

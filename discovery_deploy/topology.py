@@ -135,6 +135,13 @@ class Layout(NamedTuple):
         apis = [instance for instance in self.of(service or "") if instance.has_api]
         return tuple(apis if self.separate else apis[:1])
 
+    def image_copies(self) -> tuple[Instance, ...]:
+        """Glances that list the images of a cloud that is filled through another one: each has a store of its own."""
+        if self.separate or not self.of("glance"):
+            return ()
+        filled = [self.serving["glance", cloud.region] for cloud in self.clouds()]
+        return tuple(one for one in self.of("glance") if one.at not in filled)
+
     def zones(self, cloud: Instance) -> dict[str, tuple[Compute, ...]]:
         """Site -> its computes, of the cloud that an API belongs to."""
         own = [one for one in self.computes if not self.separate or one.nova == cloud.at]

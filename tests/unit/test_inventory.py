@@ -95,6 +95,8 @@ def test_services_stand_in_groups_after_where_the_topology_puts_them() -> None:
     assert groups("cells")["glance"] == groups("cells")["ovn"] == ["rennes-1"]
     assert groups("regions")["site_mariadb"] == CONTROL
     assert "site_mariadb" not in groups("centralized") | groups("shared-state")
+    assert groups("shared-state")["glance_copies"] == CONTROL[1:]
+    assert "glance_copies" not in groups("centralized") | groups("cells") | groups("regions")
 
 
 def test_computes_are_all_hosts_with_the_role_and_open_vswitch_is_where_servers_are_real() -> None:

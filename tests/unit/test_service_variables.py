@@ -86,6 +86,14 @@ def test_every_role_on_a_host_gets_all_its_variables(topology: str, backend: dic
                 assert lacking == set(), host
 
 
+def test_images_are_fetched_from_the_glance_that_they_are_sent_to_first() -> None:
+    hosts = told("shared-state").hosts
+    first, second, last = (f"http://{address}:9292" for address in (RENNES, NEW_YORK, OSLO))
+    assert hosts["oslo-1"]["glance_sources"] == [first, second]
+    assert hosts["ny-control"]["glance_sources"] == [first, last]
+    assert "glance_sources" not in hosts["rennes-1"]
+
+
 def test_the_catalogue_has_every_service_of_every_region() -> None:
     shared = told("regions").shared
     assert len(shared["keystone_endpoints"]) == 3 * len(ALL)

@@ -232,3 +232,27 @@ def test_a_service_is_well_formed(service: Any) -> None:
     others = [other for other in SERVICES.values() if other is not service]
     assert not {other.port for other in others} & {service.port}
     assert not {name for other in others for name in other.databases} & set(service.databases)
+
+
+@pytest.mark.parametrize(
+    ("topology", "placement", "copies"),
+    [
+        ("shared-state", {}, ["r-1", "l-1"]),  # the cloud is filled through paris
+        ("shared-state", {"glance": ["lyon"]}, []),
+        ("shared-state", {"nova": ["lyon"], "glance": ["paris", "lyon"]}, ["paris-1"]),
+        ("centralized", {}, []),
+        ("centralized", {"glance": ["paris", "r-2"]}, ["paris-1"]),
+        ("cells", {}, []),
+        ("regions", {}, []),  # each Glance has a database of its own, and its cloud is filled through it
+        ("regions", {"nova": ["paris"]}, []),
+    ],
+)
+def test_images_are_copied_where_glances_share_a_database_and_not_a_store(
+    topology: str, placement: dict[str, list[str]], copies: list[str]
+) -> None:
+    here = found(topology, GALERA, placement=placement)
+    assert [one.at.host for one in here.image_copies()] == copies
+
+
+def test_where_there_is_no_glance_no_image_is_copied() -> None:
+    assert found("shared-state", services=["keystone"]).image_copies() == ()
