@@ -1,9 +1,10 @@
 """The tiny guest of computes with virtual machines: Debian's cloud kernel, an initial disk with busybox, an empty disk.
 
-Its console log tells what a check wants to know of a network: `LEASE ADDRESS/LENGTH` when DHCP has answered, and
-`PING ADDRESS OK` or `PING ADDRESS LOST` whenever one of the addresses that it was given begins or ceases to answer.
-They come from `ping=ADDRESS,...` on the kernel's command line (the image's `os_command_line`), or from the property
-`ping` of the server when it has a config drive. It answers pings itself.
+Its console log tells what a check wants to know of a network: `LEASE ADDRESS/LENGTH` when DHCP has answered,
+`PING ADDRESS OK` or `PING ADDRESS LOST` whenever one of the addresses that it was given begins or ceases to answer, and
+once it has begun `RTT ADDRESS MIN/MEAN/MAX ms` of twenty echoes. The addresses come from `ping=ADDRESS,...` on the
+kernel's command line (the image's `os_command_line`), or from the property `ping` of the server when it has a config
+drive. It answers pings itself.
 """
 
 from __future__ import annotations
@@ -46,7 +47,11 @@ while :; do
     for target in $(echo "$targets" | tr , ' '); do
         if ping -c 1 -W 1 "$target" > /dev/null 2>&1; then now=OK; else now=LOST; fi
         was=$(cat "/tmp/$target" 2> /dev/null)
-        if [ "$now" != "${was:-LOST}" ]; then say "PING $target $now"; fi
+        if [ "$now" != "${was:-LOST}" ]; then
+            say "PING $target $now"
+            # the least of several: the first waits for ARP, and an emulated processor adds to each
+            if [ "$now" = OK ]; then say "RTT $target $(ping -q -A -c 20 -W 1 "$target" | sed -n 's/.* = //p')"; fi
+        fi
         echo "$now" > "/tmp/$target"
     done
     sleep 1

@@ -29,12 +29,14 @@ LEVELS: dict[Level, str] = {
 NEEDED: tuple[Level, ...] = ("L1", "L2.1")
 """Levels that every topology must reach, or the deployment is broken; the others are a finding."""
 BASE_LIMIT_S = 180.0
+CUT_LIMIT_S = 180.0
+"""In place of `BASE_LIMIT_S` while a site is cut off: a "no" takes as long."""
 ROUND_TRIPS = 800
 """Of one server: requests and messages, one after another, that may cross the WAN; a bound, several times the real."""
 PAUSE_S = 3.0
 """Between two attempts."""
 SETTLE_S = 75.0
-"""From the cut until sites are asked: a cluster that has not noticed yet answers as if it were whole.
+"""From the cut until sites are asked: a cluster over sites that has not noticed yet answers as if it were whole.
 
 Galera takes 30 s to give a silent master up and as long again to agree on who is left (role galera: `evs.*_timeout`).
 """
@@ -148,10 +150,21 @@ def centres(experiment: Experiment) -> tuple[str, ...]:
     return tuple(site for site in found if site is not None)
 
 
-def limit_s(shapes: Mapping[tuple[str, str], PathShape]) -> float:
-    """Seconds in which a server must have come and gone: 3 minutes, and 800 of the largest round trip."""
+def limit_s(shapes: Mapping[tuple[str, str], PathShape], cut: bool = False) -> float:
+    """Seconds in which a server must have come and gone: 3 minutes, and 800 of the largest round trip.
+
+    Args:
+        cut: whether a site is cut off.
+    """
     largest_s = max((shape.delay_s + shapes[b, a].delay_s for (a, b), shape in shapes.items()), default=0.0)
-    return BASE_LIMIT_S + ROUND_TRIPS * largest_s
+    return (CUT_LIMIT_S if cut else BASE_LIMIT_S) + ROUND_TRIPS * largest_s
+
+
+def settle_s(experiment: Experiment) -> float:
+    """Seconds from the cut until sites are asked: none where no cluster of databases or brokers spans the sites."""
+    deployment = experiment.deployment
+    clusters = deployment.backend.type == "galera" or deployment.topology.type == "shared-state"
+    return SETTLE_S if clusters else 0.0
 
 
 def place(site: SmokeSite, kind: Kind, name: str) -> dict[str, Any]:

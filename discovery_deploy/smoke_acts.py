@@ -34,6 +34,7 @@ class Smoke:
         self.experiment = setting.experiment
         self.shapes = testbed.shapes(setting.experiment)
         self.limit_s = smoke.limit_s(self.shapes)
+        self.cut_limit_s = smoke.limit_s(self.shapes, cut=True)
         self.sites = smoke.smoke_sites(setting.experiment, testbed.lease)
 
     def run(self) -> tuple[SmokeRecord, WanReport]:
@@ -98,7 +99,7 @@ class Smoke:
 
         self.testbed.announce.line(f"{name} is cut off from the other sites")
         with self.testbed.cut_off(self.experiment, name):
-            time.sleep(smoke.SETTLE_S)
+            time.sleep(smoke.settle_s(self.experiment))
             found = side_by_side(here, asked)
         self.testbed.announce.line(f"{name} is connected again")
         for site in asked:
@@ -129,9 +130,9 @@ class Smoke:
             cut: nothing is removed after a failure, since that would wait for what cannot come; `_clean` does later.
         """
         self.testbed.announce.line(f"{level}: {what}")
-        began_s = time.monotonic()
-        answer = self._operate(site, places, self.limit_s, not cut)
-        while answer["error"] and again and (left_s := began_s + self.limit_s - time.monotonic()) > 0:
+        began_s, limit_s = time.monotonic(), self.cut_limit_s if cut else self.limit_s
+        answer = self._operate(site, places, limit_s, not cut)
+        while answer["error"] and again and (left_s := began_s + limit_s - time.monotonic()) > 0:
             time.sleep(smoke.PAUSE_S)
             answer = self._operate(site, places, max(left_s, 1.0), not cut)
         check = smoke.check(level, site.site, what, answer, time.monotonic() - began_s)

@@ -20,8 +20,8 @@ module: glance_images
 short_description: Images copied from another Glance over the same database
 description:
   - Glances that share a database list the same images, and each looks for an image's file in its own store. An image
-    that this Glance lists and cannot serve is fetched from one that can, compared with the hash that Glance keeps of it,
-    and put where this Glance looks. At the end this Glance has served all of them. Safe to run again.
+    that this Glance lists and cannot serve is fetched from one that can, compared with the hash that Glance keeps, and
+    put where this Glance looks. At the end this Glance has served all of them. Safe to run again.
 options:
   url: {description: Of this host's Glance., type: str, required: true}
   sources: {description: URLs of the others., type: list, elements: str, required: true}

@@ -1,12 +1,16 @@
-"""The whole OpenStack in every topology on real hosts: a server at every site, asked for at every site's own API."""
+"""The whole OpenStack in every topology on real hosts: servers at every site, asked for at every site's own API.
+
+Topologies follow each other on the same hosts, so that taking a whole OpenStack away is seen to work too: tests of one
+stand together, and each asks for its fixture, which deploys it in place of the one before.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -20,16 +24,12 @@ from discovery_deploy.variables import rally_command
 from discovery_deploy.workspace import Workspace
 from tests.integration.leftovers import Snapshot, left_behind
 from tests.integration.test_experiment import Tool, pytestmark
+from tests.integration.topologies_bed import DELAY_S, SITES, Cloud, deployed, workloads
 
 __all__ = ["pytestmark"]
 
-TOPOLOGIES: dict[str, dict[str, Any]] = {
-    "centralized": {"topology": {"type": "centralized", "site": "nantes"}},
-    "regions": {"topology": {"type": "regions"}},
-    "cells": {"topology": {"type": "cells", "site": "nantes"}},
-    "shared-state": {"topology": {"type": "shared-state"}, "backend": {"type": "galera"}},
-}
-SITES = ("nantes", "rennes")
+GUESTS_OWN_S = 0.015
+"""What emulated processors and switches outside the kernel may add to the least of twenty round trips."""
 
 
 @pytest.fixture(scope="module")
@@ -41,49 +41,32 @@ def tool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
     assert left_behind(made.folder / "state", before) == []
 
 
-def experiment(topology: str) -> dict[str, Any]:
-    """Two sites, each with one fake compute, 5 ms apart."""
-    deployment = {
-        "services": ["keystone", "placement", "glance", "neutron", "nova"],
-        "backend": {"type": "mariadb", "site": "nantes"},
-        "workers": 1,
-        "computes": {"fake": 1},
-        **TOPOLOGIES[topology],
-    }
-    return {
-        "name": "small",
-        "sites": [{"name": name} for name in SITES],
-        "network": {"default": {"delay": "5 ms"}, "verify": {"rtt_tolerance": "3 ms"}},
-        "deployment": deployment,
-    }
+@pytest.fixture(scope="module")
+def centralized(tool: Tool) -> Cloud:
+    """With one run of a campaign, from the site without control services."""
+    scenarios = [{"task": "nova/boot_and_delete_server", "times": 1}]
+    return deployed(tool, "centralized", bench_site="rennes", scenarios=scenarios)
 
 
-def serve(tool: Tool, site: str, name: str, limit_s: float = 120) -> None:
-    """A server at a site, asked for there and deleted; fails when it does not become active in time."""
-    made = tool(
-        *("openstack", site, "server", "create", "--flavor", "m1.tiny", "--image", "cirros"),
-        *("--network", "private", "--availability-zone", site, "-f", "json", name),
-    )
-    server = json.loads(made.stdout)
-    deadline = time.monotonic() + limit_s
-    while server["status"] == "BUILD" and time.monotonic() < deadline:
-        time.sleep(0.5)
-        server = json.loads(tool("openstack", site, "server", "show", server["id"], "-f", "json").stdout)
-    assert (server["status"], server["OS-EXT-SRV-ATTR:host"]) == ("ACTIVE", f"{site}-1-fake-1")
-    tool("openstack", site, "server", "delete", "--wait", server["id"])
+@pytest.fixture(scope="module")
+def regions(tool: Tool) -> Cloud:
+    return deployed(tool, "regions")
 
 
-def workloads(rally_json: Path) -> list[dict[str, Any]]:
-    """Of a Rally report, each with its subtask's title."""
-    parts = [part for task in json.loads(rally_json.read_text())["tasks"] for part in task["subtasks"]]
-    return [{**workload, "title": part["title"]} for part in parts for workload in part["workloads"]]
+@pytest.fixture(scope="module")
+def cells(tool: Tool) -> Cloud:
+    return deployed(tool, "cells")
 
 
-def test_a_run_boots_and_deletes_a_server(tool: Tool) -> None:
-    """From the site without control services; this test and the two after it use the same deployment."""
-    campaign = {"bench_site": "rennes", "scenarios": [{"task": "nova/boot_and_delete_server", "times": 1}]}
-    tool.write({**experiment("centralized"), "campaign": campaign})
-    tool("run", "small.yaml")
+@pytest.fixture(scope="module")
+def shared_state(tool: Tool) -> Cloud:
+    return deployed(tool, "shared-state")
+
+
+# centralized
+
+
+def test_a_run_boots_and_deletes_a_server(tool: Tool, centralized: Cloud) -> None:
     [record] = tool.records()
     assert (record["status"], record["problems"]) == ("done", [])
     [workload] = workloads(tool.workspace / "runs" / record["id"] / "rennes" / "rally.json")
@@ -92,7 +75,7 @@ def test_a_run_boots_and_deletes_a_server(tool: Tool) -> None:
     assert [action["name"] for action in iteration["atomic_actions"]] == ["nova.boot_server", "nova.delete_server"]
 
 
-def test_every_task_of_nova_neutron_and_glance_succeeds(tool: Tool) -> None:
+def test_every_task_of_nova_neutron_and_glance_succeeds(tool: Tool, centralized: Cloud) -> None:
     """Once each, half of them at each site, in one Rally there: a Rally of its own takes each 10 s more."""
     templates = [one for one in load_tasks().values() if one.services != ("keystone",)]
     assert {one.services for one in templates} == {("nova",), ("neutron",), ("glance",)}
@@ -118,38 +101,67 @@ def test_every_task_of_nova_neutron_and_glance_succeeds(tool: Tool) -> None:
     assert {name: errors for name, errors in failed.items() if errors} == {}
 
 
-@pytest.mark.parametrize("topology", TOPOLOGIES)
-def test_a_server_at_every_site(tool: Tool, topology: str) -> None:
-    """Each replaces the one before, so that taking the whole OpenStack away is seen to work too."""
-    tool.write(experiment(topology))
-    tool("verify", "small.yaml")
+def test_centralized_serves_every_site(centralized: Cloud) -> None:
+    centralized.serve_at_every_site("centralized")
+
+
+# regions
+
+
+def test_regions_serve_every_site(regions: Cloud) -> None:
+    regions.serve_at_every_site("regions")
+
+
+# cells
+
+
+def test_cells_serve_every_site(cells: Cloud) -> None:
+    cells.serve_at_every_site("cells")
+
+
+# shared-state, with virtual machines
+
+
+def test_guests_at_two_sites_ping_each_other_across_the_wan(shared_state: Cloud) -> None:
+    """Each tells on its own console, which Nova's API gives, that the other answers, and how long it takes.
+
+    Both boot from the image that deploy sent to the Glance of nantes: it came to rennes too.
+    """
+    ports = {}
     for site in SITES:
-        serve(tool, site, f"{topology}-{site}")
+        made = shared_state.at[site].network.create_port(network_id=shared_state.network(site).id, name=site)
+        ports[site] = (made.id, made.fixed_ips[0]["ip_address"])
+    other = dict(zip(SITES, reversed(SITES), strict=True))
+
+    def boot(site: str) -> str:
+        networks, metadata = [{"port": ports[site][0]}], {"ping": ports[other[site]][1]}
+        server = shared_state.boot(site, f"guest-{site}", config_drive=True, networks=networks, metadata=metadata)
+        assert server.compute_host == shared_state.computes[site]
+        deadline = time.monotonic() + 120
+        while "\nRTT " not in (told := shared_state.console(site, server)) and time.monotonic() < deadline:
+            time.sleep(0.5)
+        shared_state.remove(site, server)
+        return told
+
+    for site, told in zip(SITES, side_by_side(boot, SITES), strict=True):
+        assert re.search(rf"^LEASE {ports[site][1]}/", told, re.MULTILINE), told
+        assert re.search(rf"^PING {ports[other[site]][1]} OK ", told, re.MULTILINE), told
+        found = re.search(rf"^RTT {ports[other[site]][1]} ([\d.]+)/[\d.]+/[\d.]+ ms ", told, re.MULTILINE)
+        assert found, told
+        assert 2 * DELAY_S["shared-state"] <= float(found[1]) / 1000 <= 2 * DELAY_S["shared-state"] + GUESTS_OWN_S
 
 
-def main_pid(tool: Tool, unit: str) -> int:
-    shown = tool("ssh", "-e", "small", "rennes-1", "systemctl", "show", "--property=MainPID", "--value", unit).stdout
-    return int(shown)
-
-
-@pytest.mark.parametrize("unit", ["nova-compute@rennes-1-fake-1", "nova-conductor", "rabbitmq-server"])
-def test_what_is_killed_comes_back_and_serves(tool: Tool, unit: str) -> None:
-    """On the last topology, shared-state, whose broker at rennes is a member of the cluster.
+@pytest.mark.parametrize("unit", ["nova-compute@rennes-1", "nova-conductor", "rabbitmq-server"])
+def test_what_is_killed_comes_back_and_serves(shared_state: Cloud, unit: str) -> None:
+    """The broker at rennes is a member of the cluster.
 
     A request of the first seconds may fail, or stay for ever where its message was lost; one after them is served.
     """
-    before = main_pid(tool, unit)
+    before = shared_state.main_pid("rennes-1", unit)
     assert before > 0
-    tool("ssh", "-e", "small", "rennes-1", "kill", "-9", str(before))
-    deadline = time.monotonic() + 180
-    while True:
-        try:
-            serve(tool, "rennes", "after", limit_s=45)
-            break
-        except AssertionError:
-            if time.monotonic() > deadline:
-                raise
-    assert main_pid(tool, unit) not in (0, before)
+    shared_state.tool("ssh", "-e", "small", "rennes-1", "kill", "-9", str(before))
+    shared_state.serve_again("rennes")
+    assert shared_state.main_pid("rennes-1", unit) not in (0, before)
 
 
 def test_secrets_of_the_whole_openstack_are_in_no_log(tool: Tool) -> None:

@@ -60,7 +60,7 @@ def glances(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Glances
     found = Glances(tmp_path)
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 name of the base class
+        def do_GET(self) -> None:
             assert self.headers["X-Auth-Token"] == "token of glance"
             status, content = found.answer(self.path)
             self.send_response(status)
@@ -140,5 +140,5 @@ def test_an_image_that_none_has_is_named_and_nothing_stays_in_the_store(glances:
 def test_it_ends_when_a_copy_is_not_served(glances: Glances, tmp_path: Path) -> None:
     glances.store("paris", **CONTENTS)
     values = {"url": f"{glances.url}/lyon", "sources": [f"{glances.url}/paris"], "keystone_url": "", "password": ""}
-    with pytest.raises(cloud.CloudError, match="kernel .*/lyon"):
+    with pytest.raises(cloud.CloudError, match=r"kernel .*/lyon"):
         glance_images.bring({**values, "directory": str(tmp_path / "elsewhere")}, glance_images.time.monotonic() + 0.3)

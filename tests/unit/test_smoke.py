@@ -66,6 +66,19 @@ def test_without_a_control_plane_of_its_own_a_site_uses_the_central_one() -> Non
     assert found["nantes"].computes["fake"][0].startswith("nantes-1-fake-")
 
 
+@pytest.mark.parametrize(
+    ("made", "waits"),
+    [
+        (REGIONS, False),  # one database, a broker for each site
+        (SHARED, True),
+        (experiment({"type": "regions"}, backend={"type": "galera"}), True),
+        (experiment({"type": "shared-state"}, backend={"type": "mariadb", "site": "lyon"}), True),  # brokers, OVN
+    ],
+)
+def test_only_clusters_over_sites_are_given_time_to_notice_a_cut(made: Experiment, waits: bool) -> None:
+    assert smoke.settle_s(made) == (smoke.SETTLE_S if waits else 0.0)
+
+
 def test_kinds_without_computes_are_not_asked() -> None:
     made = experiment({"type": "regions"}, computes={"fake": 1, "libvirt": 0})
     assert {tuple(site.computes) for site in smoke.smoke_sites(made, lease(made))} == {("fake",)}
@@ -94,7 +107,7 @@ def test_a_cut_loses_all_of_one_site_and_nothing_else() -> None:
 def test_the_limit_grows_with_the_round_trip() -> None:
     shapes = {("a", "b"): PathShape(delay_s=0.1), ("b", "a"): PathShape(delay_s=0.1)}
     assert smoke.limit_s(shapes) == pytest.approx(LIMIT_S + ROUND_TRIPS * 0.2)
-    assert smoke.limit_s({}) == LIMIT_S
+    assert smoke.limit_s({}) == smoke.limit_s({}, cut=True) == LIMIT_S
 
 
 # what is said of it
@@ -202,6 +215,7 @@ def bed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PaperTestbed:
     monkeypatch.setattr(smoke, "PAUSE_S", 0.001)
     monkeypatch.setattr(smoke, "SETTLE_S", 0.0)
     monkeypatch.setattr(smoke, "BASE_LIMIT_S", 0.05)
+    monkeypatch.setattr(smoke, "CUT_LIMIT_S", 0.05)
     monkeypatch.setattr(smoke, "ROUND_TRIPS", 0)
     return PaperTestbed(REGIONS, tmp_path)
 
@@ -226,7 +240,11 @@ def test_clusters_have_time_to_notice_the_cut_before_anything_is_asked(
         "time.sleep", lambda seconds: slept.append((seconds, bed.cut, sum(bool(cut) for _, _, cut in bed.asked)))
     )
     smoked(bed)
-    assert (75.0, "rennes", 0) in slept
+    assert not [seconds for seconds, cut, _ in slept if cut and seconds], "one database has nothing to notice"
+    bed.made, bed.lease = SHARED, lease(SHARED)
+    bed.asked.clear()
+    smoked(bed)
+    assert (75.0, "lyon", 0) in slept
 
 
 def test_what_the_cut_site_cannot_do_is_said_and_cleaned_up_after_the_wan_has_healed(bed: PaperTestbed) -> None:
