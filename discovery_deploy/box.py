@@ -168,16 +168,17 @@ def build(cache: Path, progress: Progress) -> Path:
         (directory / "Vagrantfile").write_text(VAGRANTFILE, encoding="utf-8")
         (directory / "catalog.json").write_text(catalog(target / f"{NAME}.box", box_version(target.name)))
         (directory / "keys").write_text(vagrant_public_keys(), encoding="utf-8")
-        bake = image.bake_command(directory / "root", image.apt_sources(), image.apt_acquire_options(), base, hooks())
         log = cache / "logs" / f"box-{target.name}.log"
         log.parent.mkdir(exist_ok=True)
         variables = {
             **os.environ, "DIRECTORY": str(directory), "BOX": f"{NAME}.box", "DISK": f"{DISK_GB}G",
             "KEYS": str(directory / "keys"),
         }  # fmt: skip
-        command = image.contained(["/bin/sh", "-euc", BUILD, "build", *bake])
         told = image.steps(r"^I: (installing|extracting|down|packing).*", progress)
-        image.run_logged(command, log, "the build of the box", told, variables)
+        with image.apt_options_file() as options:
+            bake = image.bake_command(directory / "root", image.apt_sources(), options, base, hooks())
+            command = image.contained(["/bin/sh", "-euc", BUILD, "build", *bake])
+            image.run_logged(command, log, "the build of the box", told, variables)
 
     return image.made_once(target, make, "the box", progress)
 

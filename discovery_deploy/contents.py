@@ -21,6 +21,8 @@ from discovery_deploy.workspace import write_file
 
 FOLDER = "contents"
 """Of the cache: lists of contents, and archives for as long as they are being sent."""
+TAR_LIMIT_S = 1800.0
+"""For packing one environment."""
 MODES = 0o755
 """The permissions that files keep on hosts."""
 
@@ -94,7 +96,7 @@ def write_archive(cache: Path, found: Contents, places: Iterable[int], stream: I
         places: of the files, in the list of entries.
         stream: a file that is written.
     Raises:
-        TestbedError: tar failed; the end of what it said is quoted.
+        TestbedError: tar failed, or took too long; the end of what it said is quoted.
     """
     entries = found.entries
     names = "".join(f"{entries[place][0]}\0" for place in places)
@@ -103,7 +105,13 @@ def write_archive(cache: Path, found: Contents, places: Iterable[int], stream: I
         "--no-recursion", "--owner=0", "--group=0", "--numeric-owner", "--mode=u+rwX,go-w",
         f"--directory={cache / 'environments' / found.name}", "--null", "--files-from=-",
     ]  # fmt: skip
-    done = subprocess.run(command, input=names.encode(), stdout=stream, stderr=subprocess.PIPE, check=False)
+    try:
+        done = subprocess.run(
+            command, input=names.encode(), stdout=stream, stderr=subprocess.PIPE, check=False, timeout=TAR_LIMIT_S
+        )
+    except subprocess.TimeoutExpired as error:
+        what = f"{found.name} could not be packed: tar timed out after {TAR_LIMIT_S:g} s"
+        raise TestbedError(what, "Look at the disk of the cache, then run again.") from error
     if done.returncode:
         tail = "\n    ".join(done.stderr.decode(errors="replace").strip().splitlines()[-6:])
         raise TestbedError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -116,10 +117,10 @@ def _not_for_a_file(place: Place, overrides: Mapping[str, Mapping[str, Mapping[s
     for service, sections in overrides.items():
         for section, options in sections.items():
             where = (*place, service, section)
-            if not re.fullmatch(r"[^\[\]\s]+", section):
+            if not re.fullmatch(r"[^\[\]\s]+", section) or _control_character(section):
                 yield Mistake(where, f'"{section}" is not the name of a section')
             for option, value in options.items():
-                if not re.fullmatch(r"[^\[\]=:#;\s]+", option):
+                if not re.fullmatch(r"[^\[\]=:#;\s]+", option) or _control_character(option):
                     yield Mistake((*where, option), f'"{option}" is not the name of an option')
                 problem = _value_problem(value)
                 if problem:
@@ -129,7 +130,17 @@ def _not_for_a_file(place: Place, overrides: Mapping[str, Mapping[str, Mapping[s
 def _value_problem(value: Any) -> str | None:
     if not isinstance(value, (str, int, float)) or (isinstance(value, float) and not math.isfinite(value)):
         return "a text, a number or a truth value is expected; a list is a text with commas"
-    return "one line is expected" if isinstance(value, str) and len(value.splitlines()) > 1 else None
+    if not isinstance(value, str):
+        return None
+    if len(value.splitlines()) > 1:
+        return "one line is expected"
+    found = _control_character(value)
+    return f"the character U+{ord(found):04X} cannot stand in a configuration file" if found else None
+
+
+def _control_character(text: str) -> str:
+    """The first one in a text, or ""."""
+    return next((letter for letter in text if unicodedata.category(letter) == "Cc"), "")
 
 
 def _placement(experiment: Experiment) -> Iterable[Mistake]:

@@ -22,7 +22,7 @@ _TYPED = frozenset(_STANDARD + kind for kind in ("bool", "float", "int", "null")
 _TEXTS = frozenset(_STANDARD + kind for kind in ("str", "timestamp", "value", "merge"))
 _MERGE = _STANDARD + "merge"
 _MOST_VALUES = 100_000
-"""Aliases can make a small file unfold into a huge one; no experiment is larger."""
+"""Aliases and merge keys can make a small file unfold into a huge one; no experiment is larger."""
 
 
 class Position(NamedTuple):
@@ -54,6 +54,8 @@ class Document:
         """Raises NotYamlError."""
         self.mistakes: list[Mistake] = []
         self._positions: dict[Place, Position] = {}
+        self._values = 0
+        """Read so far, each time that an alias or a merge key repeats one: places count repeated ones once."""
         self._duplicates: list[tuple[Position, Mistake]] = []
         self._yaml = YAML(typ="safe", pure=True)
         root = _compose(self._yaml, text)
@@ -76,7 +78,8 @@ class Document:
     def _value(self, part: Any, place: Place, around: tuple[int, ...]) -> Any:
         if id(part) in around:
             raise NotYamlError([SyntaxMistake(self.position(place), "an alias stands inside what it names")])
-        if len(self._positions) > _MOST_VALUES:
+        self._values += 1
+        if self._values > _MOST_VALUES:
             raise NotYamlError([SyntaxMistake(self.position(place), f"more than {_MOST_VALUES} values")])
         if isinstance(part, ScalarNode):
             return self._scalar(part, place)
@@ -117,7 +120,8 @@ class Document:
             if not isinstance(part, MappingNode):
                 self.mistakes.append(Mistake(place, "`<<` takes a mapping, or a list of mappings"))
                 return
-            merged.update({**self._value(part, place, around), **merged})
+            for key, inner in self._value(part, place, around).items():
+                merged.setdefault(key, inner)
 
     def _scalar(self, part: ScalarNode, place: Place) -> Any:
         if part.tag in _TEXTS:

@@ -16,8 +16,12 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -78,6 +82,8 @@ FULL_HOOKS = (
     'rm -f "$1"/etc/libvirt/qemu/networks/autostart/* "$1/var/lib/rabbitmq/.erlang.cookie"',
 )
 """How a base tree becomes a full one."""
+LIMIT_S = 3600.0
+"""For a bake or a build. One that hangs holds the lock of what it makes, for which all others wait."""
 KEPT_LINES = 12
 """Lines of a failed program's output that its error quotes."""
 
@@ -117,9 +123,10 @@ def base_image(cache: Path, progress: Progress, variant: Variant = "base") -> Pa
         progress(f"baking the {variant} image (about half a minute, once)")
         log = cache / "logs" / f"image-{image_hash(variant)}.log"
         log.parent.mkdir(exist_ok=True)
-        command = contained(bake_command(tree, apt_sources(), apt_acquire_options(), base))
         told = steps(r"^I: (installing|extracting|down).*", progress)
-        run_logged(command, log, f"the bake of the {variant} image", told)
+        with apt_options_file() as apt_options:
+            command = contained(bake_command(tree, apt_sources(), apt_options, base))
+            run_logged(command, log, f"the bake of the {variant} image", told)
 
     return made_once(cache / "images" / image_hash(variant), bake, f"the {variant} image", progress)
 
@@ -127,7 +134,7 @@ def base_image(cache: Path, progress: Progress, variant: Variant = "base") -> Pa
 def bake_command(
     tree: Path,
     sources: Mapping[str, str],
-    apt_options: Sequence[str],
+    apt_options: Path,
     base: Path | None = None,
     hooks: Sequence[str] = (*FULL_HOOKS, IDENTITY_HOOK),
 ) -> list[str]:
@@ -136,12 +143,12 @@ def bake_command(
     Args:
         tree: where.
         sources: suite -> address of its archive.
-        apt_options: apt configuration lines needed to reach the archives; not kept in the tree.
+        apt_options: file with apt's configuration that is needed to reach the archives; not kept in the tree.
         base: tree of the variant `base`; given, `tree` is made from a copy of it.
         hooks: shell commands that change the copy, whose path is "$1"; default: those of the variant `full`.
     """
     options = ["--mode=root", "--format=directory", "--dpkgopt=force-unsafe-io"]
-    options += ['--aptopt=Acquire::Languages "none"', *(f"--aptopt={line}" for line in apt_options)]
+    options += ['--aptopt=Acquire::Languages "none"', f"--aptopt={apt_options}"]
     options += [f"--dpkgopt=path-exclude={path}" for path in NOT_SHIPPED]
     options += ["--dpkgopt=path-include=/usr/share/locale/locale.alias"]
     if base is None:
@@ -182,6 +189,15 @@ def apt_acquire_options() -> list[str]:
         return []
     wanted = re.compile(r'^Acquire::https?::(Proxy|CaInfo|CaPath|Verify-Peer|Verify-Host)\S* ".+";$', re.IGNORECASE)
     return [line for line in dump.splitlines() if wanted.match(line)]
+
+
+@contextmanager
+def apt_options_file() -> Iterator[Path]:
+    """A file with `apt_acquire_options` that only this user reads: they hold passwords of proxies. Gone afterwards."""
+    with tempfile.NamedTemporaryFile("w", prefix="discovery-deploy-apt-", encoding="utf-8") as file:  # mode 0600
+        file.write("".join(f"{line}\n" for line in apt_acquire_options()))
+        file.flush()
+        yield Path(file.name)
 
 
 def made_once(target: Path, make: Callable[[Path], None], what: str, progress: Progress) -> Path:
@@ -243,26 +259,56 @@ def steps(pattern: str, progress: Progress) -> Callable[[str], None]:
     return take
 
 
+@contextmanager
+def _ended_after(limit_s: float, process: subprocess.Popen[str], late: threading.Event) -> Iterator[None]:
+    """Ends a process, with all of its group, at the end of the block or when the time is over, which sets `late`."""
+
+    def end() -> None:
+        late.set()
+        _kill(process)
+
+    clock = threading.Timer(limit_s, end)
+    clock.daemon = True
+    clock.start()
+    try:
+        yield
+    except BaseException:
+        _kill(process)
+        raise
+    finally:
+        clock.cancel()
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def run_logged(
     command: Sequence[str],
     log: Path,
     what: str,
     line_taken: Callable[[str], None],
     environment: Mapping[str, str] | None = None,
+    limit_s: float = LIMIT_S,
 ) -> None:
-    """Run a program to its end; all it says goes to `log` and, line by line, to `line_taken`.
+    """Run a program to its end; all it says goes to `log` (mode 0600) and, line by line, to `line_taken`.
 
     Raises:
-        TestbedError: it cannot be started, or failed; the end of its output is quoted.
+        TestbedError: it cannot be started, failed, or was still running after `limit_s`; the end of its output is
+            quoted.
     """
     if os.geteuid() != 0:
         raise TestbedError(f"{what} needs root", "Run as root.")
     lines: list[str] = []
+    late = threading.Event()
     try:
+        log.unlink(missing_ok=True)
+        log.touch(mode=0o600)
         with log.open("w", encoding="utf-8") as kept, subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace", env=environment, start_new_session=True,
-        ) as process:  # fmt: skip
+        ) as process, _ended_after(limit_s, process, late):  # fmt: skip
             assert process.stdout is not None
             kept.write(f"$ {shlex.join(command)}\n")
             for line in process.stdout:
@@ -271,8 +317,11 @@ def run_logged(
                 line_taken(line.rstrip())
     except FileNotFoundError as error:
         raise TestbedError(f"{what}: {error.filename} is not installed", f"apt-get install {error.filename}") from error
-    if process.returncode:
+    if process.returncode or late.is_set():
         tail = "\n    ".join(lines) or "(no output)"
+        if late.is_set():
+            advice = "See in the log what it waited for (a proxy, an archive), then run again."
+            raise TestbedError(f"{what} timed out after {limit_s:g} s (log: {log}):\n    {tail}", advice)
         if any("No space left on device" in line for line in lines):
             raise TestbedError(f"{what} failed: the disk is full:\n    {tail}", "Free space, then run again.")
         missing = re.search(r"failed to execute (\S+): No such file", tail)

@@ -51,7 +51,9 @@ def new(
     deployment, folder = _deployment(experiment)
     pinned, series, patches = _source(project, deployment, folder, _say)
     try:
-        count = working_copy.make(where, Base(project, pinned.base), pinned.tree, series, patches)
+        count = working_copy.make(
+            where, Base(project, pinned.base), pinned.tree, series, patches, of_sdist=pinned.of_sdist, note=_say
+        )
     except SeriesError as error:
         raise ExperimentError("\n".join(problem.told("the series") for problem in error.problems)) from error
     _say(f"{where}: {project} {pinned.base}, {count} patches; commit your changes there, then")
@@ -85,7 +87,7 @@ def check(
         problem = base_problem(series, project, pinned.base)
         if problem:
             raise SeriesError([problem])
-        made = apply_series(project, pinned.tree, series, patches)
+        made = apply_series(project, pinned.tree, series, patches, of_sdist=pinned.of_sdist, note=_say, compiled=True)
     except sources.RefusedError as error:
         raise ExperimentError("\n".join(error.messages)) from error
     except SeriesError as error:

@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from discovery_deploy.python_syntax import syntax_mistake
 from discovery_deploy.unified_diff import (
     EXECUTABLE,
     LINK,
+    NO_PREFIX,
     REGULAR,
     DiffError,
     DiffProblem,
@@ -31,6 +33,10 @@ from discovery_deploy.unified_diff import (
 
 SERIES = "series"
 """Name of the file that lists the patches."""
+NOT_IN_SDISTS = frozenset({".gitignore", ".gitreview", ".gitattributes"})
+"""Names of files that git has and that are left out where a source archive is made."""
+REWRITTEN = frozenset({"setup.cfg", "PKG-INFO"})
+"""Names of files that differ from git's in a source archive."""
 _BASE = re.compile(r"#\s*base:\s*(?P<rest>.*)$", re.IGNORECASE)
 _SHORTEST_COMMIT = 7
 _SHOWN = 60
@@ -110,7 +116,7 @@ def parse_series(project: str, text: str) -> Series:
     base: tuple[Base, int] | None = None
     patches: list[tuple[str, int]] = []
     problems: list[Problem] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
         stated = _BASE.match(line.strip())
         words = line.partition("#")[0].split()
         problem = None
@@ -166,15 +172,31 @@ def _same_commit(stated: str, commit: str) -> bool:
     return len(commit) == 40 and len(stated) >= _SHORTEST_COMMIT and commit.startswith(stated)
 
 
-def apply_series(project: str, tree: Tree, series: Series, patches: Mapping[str, bytes]) -> Tree:
+def _silent(note: str) -> None:
+    """Takes notes that nobody wants."""
+
+
+def apply_series(
+    project: str,
+    tree: Tree,
+    series: Series,
+    patches: Mapping[str, bytes],
+    of_sdist: bool = False,
+    note: Callable[[str], None] = _silent,
+    compiled: bool = False,
+) -> Tree:
     """The project's files after all patches.
 
     Args:
         project: its name, for messages.
         tree: its files; not changed.
         patches: name -> content, of all that the series lists.
+        of_sdist: the files are a source archive's: changes of files that it lacks by its nature are left out.
+        note: told of each such change.
+        compiled: whether the Python files that the series changes must be such.
     Raises:
-        SeriesError: every patch that cannot be read or, when all can, all of the first that does not apply.
+        SeriesError: every patch that cannot be read or, when all can, all of the first that does not apply; or every
+            file that is no Python afterwards.
     """
     changes: list[tuple[str, tuple[FileChange, ...]]] = []
     problems: list[Problem] = []
@@ -188,11 +210,54 @@ def apply_series(project: str, tree: Tree, series: Series, patches: Mapping[str,
             problems.append(_placed(project, name, error.problem))
     if problems:
         raise SeriesError(problems)
+    before = tree
     for name, wanted in changes:
+        if of_sdist:
+            wanted, left_out = _without(wanted, tree)
+            for path in left_out:
+                note(f"{project}: {name}: {path} is left out: source archives have none")
         tree, found = _patched(tree, wanted)
         if found:
-            raise SeriesError([_placed(project, name, problem) for problem in found])
+            raise SeriesError([_placed(project, name, _explained(problem, project, of_sdist)) for problem in found])
+    if compiled and (problems := _no_python(project, before, tree, changes)):
+        raise SeriesError(problems)
     return tree
+
+
+def _without(changes: Sequence[FileChange], tree: Tree) -> tuple[tuple[FileChange, ...], list[str]]:
+    """Changes without those of files that no source archive has, and the paths of those."""
+    kept, left_out = [], []
+    for change in changes:
+        needed = change.origin or change.path
+        if change.kind != "new" and needed not in tree and needed.rpartition("/")[2] in NOT_IN_SDISTS:
+            left_out.append(needed)
+        else:
+            kept.append(change)
+    return tuple(kept), left_out
+
+
+def _explained(problem: DiffProblem, project: str, of_sdist: bool) -> DiffProblem:
+    """A problem, with its reason where that is the archive's nature."""
+    name = problem.file.rpartition("/")[2]
+    if not of_sdist or name not in REWRITTEN or "does not apply" not in problem.message:
+        return problem
+    way = f"take git's files as the base: `sources: {{{project}: {{git: URL, ref: TAG}}}}`"
+    return problem._replace(message=f"{problem.message}; a source archive's {name} is not git's: {way}")
+
+
+def _no_python(
+    project: str, before: Tree, after: Tree, changes: Sequence[tuple[str, Sequence[FileChange]]]
+) -> list[Problem]:
+    """What a series made no Python of, at the last patch that changed it."""
+    last = {change.path: (name, change.line) for name, wanted in changes for change in wanted}
+    problems = []
+    for path, (name, line) in last.items():
+        if not path.endswith(".py") or path not in after or after[path] == before.get(path):
+            continue
+        mistake = syntax_mistake(after[path].content)
+        if mistake and (path not in before or syntax_mistake(before[path].content) is None):  # a template stays one
+            problems.append(Problem(project, name, line, path, f"is no Python afterwards: {mistake}"))
+    return problems
 
 
 def _placed(project: str, patch: str, problem: DiffProblem) -> Problem:
@@ -201,12 +266,13 @@ def _placed(project: str, patch: str, problem: DiffProblem) -> Problem:
 
 def _patched(tree: Tree, changes: Sequence[FileChange]) -> tuple[Tree, list[DiffProblem]]:
     """The tree after one patch, and what of it does not apply."""
-    result = dict(tree)
+    gone = {change.origin for change in changes if change.kind == "renamed"}
+    result = {path: file for path, file in tree.items() if path not in gone}
     folders = {path[:end] for path in tree for end, letter in enumerate(path) if letter == "/"}
     problems: list[DiffProblem] = []
     for change in changes:
         try:
-            made = _changed(result, folders, change)
+            made = _changed(result, folders, change, tree)
         except _MismatchError as error:
             problems += error.problems
             continue
@@ -223,12 +289,16 @@ class _MismatchError(Exception):
         self.problems = problems
 
 
-def _changed(tree: Tree, folders: set[str], change: FileChange) -> SourceFile | None:
+def _changed(tree: Tree, folders: set[str], change: FileChange, before: Tree) -> SourceFile | None:
     """The file that a change makes, or None when it takes it away. Raises _MismatchError."""
     problem = _place_problem(tree, folders, change)
+    if not problem and change.origin:
+        origin = before.get(change.origin)
+        if origin is None or origin.mode == LINK:
+            problem = f'"{change.origin}", its earlier name, is {"not there" if origin is None else "a symbolic link"}'
     if problem:
         raise _MismatchError([DiffProblem(change.line, change.path, problem)])
-    present = tree.get(change.path)
+    present = before.get(change.origin) if change.origin else tree.get(change.path)
     if change.kind == "new" or present is None:
         content = _apply_hunks(b"", change)
         return SourceFile(change.mode or REGULAR, content)
@@ -251,10 +321,10 @@ def _place_problem(tree: Tree, folders: set[str], change: FileChange) -> str | N
     present = tree.get(path)
     if path in folders:
         return "is a directory"
-    if change.kind == "new":
+    if change.kind in ("new", "renamed", "copied"):
         return "is to be new, but is there already" if present is not None else None
     if present is None:
-        return "is not there"
+        return NO_PREFIX if change.written in tree else "is not there"
     if present.mode == LINK:
         return "is a symbolic link; patches change files only"
     if change.kind == "deleted" and change.mode not in (None, present.mode):

@@ -80,6 +80,8 @@ class Pinned(NamedTuple):
     text: str
     """The source for a person, with what pins it."""
     tree: Tree
+    of_sdist: bool = True
+    """Whether the files are a source archive's, which lacks some of git's."""
 
 
 def lock_entries(text: str) -> dict[str, Locked]:
@@ -163,7 +165,7 @@ def pin(project: str, source: Source | None, locked: Locked, folder: Path, cache
         assert source.ref is not None
         commit, repository = _fetched(source.git, source.ref, folder, cache, progress)
         tree = tree_of_commit(repository, commit)
-        return Pinned(locked.version, commit, f"git {source.git} {source.ref}, commit {commit}", tree)
+        return Pinned(locked.version, commit, f"git {source.git} {source.ref}, commit {commit}", tree, False)
     except GitError as error:
         raise RefusedError(f"{source.checkout or source.git}: {error}") from error
 
@@ -211,7 +213,7 @@ def _patched(
         try:
             if problem:
                 raise SeriesError([problem])
-            tree = apply_series(name, tree, series, files)
+            tree = apply_series(name, tree, series, files, of_sdist=pinned.of_sdist, note=progress, compiled=True)
         except SeriesError as error:
             raise _told(error, directory) from error
         patches = tuple(patch for patch, _ in series.patches)

@@ -1,7 +1,7 @@
 """Unified diffs, read strictly: every change that a patch file asks for, with the line of each part. Pure.
 
-Git's and quilt's forms (`-p1`), text only. What `patch` would guess at is a mistake here: quoted names, renames, binary
-changes, counts that are wrong, names that lead outside the project.
+Git's and quilt's forms (`-p1`), text only; renames and copies as git writes them. What `patch` would guess at is a
+mistake here: quoted names, binary changes, counts that are wrong, names that lead outside the project.
 """
 
 from __future__ import annotations
@@ -13,9 +13,16 @@ REGULAR, EXECUTABLE, LINK = "100644", "100755", "120000"
 """Modes of files, as git writes them."""
 _HUNK = re.compile(rb"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@")
 _MODE = re.compile(rb"(old mode|new mode|new file mode|deleted file mode) (\d{6})$")
-_RENAMES = (b"rename from ", b"rename to ", b"copy from ", b"copy to ")
+_MOVE = re.compile(rb"(rename|copy) (from|to) (.*)$")
 _BINARY = (b"GIT binary patch", b"Binary files ")
-_HEADERS = (b"index ", b"similarity index ", b"dissimilarity index ", *_RENAMES)
+_HEADERS = (b"index ", b"similarity index ", b"dissimilarity index ")
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+"""First bytes -> the program that unpacks it."""
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+NO_PREFIX = "paths have no a/ and b/; make the diff with `git diff --default-prefix`"
+
+
+Kind = Literal["change", "new", "deleted", "renamed", "copied"]
 
 
 class Hunk(NamedTuple):
@@ -42,10 +49,14 @@ class FileChange(NamedTuple):
     """In the patch, from 1."""
     path: str
     """Inside the project, with "/"."""
-    kind: Literal["change", "new", "deleted"]
+    kind: Kind
     mode: str | None
     """The mode that it gets (new), or that it has (deleted); None when the patch does not say."""
     hunks: tuple[Hunk, ...]
+    origin: str = ""
+    """The path that a renamed or copied file has before; "" for all others."""
+    written: str = ""
+    """The path as the patch has it, with its first part; "" when no line names it."""
 
 
 class DiffProblem(NamedTuple):
@@ -71,7 +82,10 @@ def parse(content: bytes) -> tuple[FileChange, ...]:
     Raises:
         DiffError: the first mistake.
     """
-    changes = _Reader(content).changes()
+    for start, program in _COMPRESSED.items():
+        if content.startswith(start):
+            raise DiffError(1, "", f"is compressed; unpack it with {program}")
+    changes = _Reader(content.removeprefix(BYTE_ORDER_MARK)).changes()
     if not changes:
         raise DiffError(1, "", "changes no file")
     return changes
@@ -113,7 +127,7 @@ class _Reader:
             if line.startswith(b"diff --git "):
                 found.append(self._git())
             elif self._at_names():
-                found.append(self._change(self.number, None, {}))
+                found.append(self._change(self.number, None, {}, {}))
             elif _HUNK.match(line):
                 raise DiffError(self.number, "", "a hunk before any file is named")
             elif line.startswith(_BINARY):
@@ -131,53 +145,65 @@ class _Reader:
         named = self.present().removeprefix(b"diff --git ")
         half = len(named) // 2
         path = None
+        if named[:half] == named[half + 1 :]:
+            raise DiffError(first, named[:half].decode("utf-8", "backslashreplace"), NO_PREFIX)
         if named[:half].partition(b"/")[2] == named[half + 1 :].partition(b"/")[2]:
             path = self._stripped(named[:half])
         self.at += 1
         modes: dict[str, str] = {}
+        move: dict[str, str] = {}
         while self.at < len(self.lines):
             line = self.present()
             if mode := _MODE.match(line):
                 modes[mode[1].decode()] = mode[2].decode()
-            elif line.startswith(_RENAMES):
-                raise DiffError(self.number, path or "", "a rename or copy; make the diff with `git diff --no-renames`")
+            elif way := _MOVE.match(line):
+                move |= {"kind": way[1].decode(), way[2].decode(): self._checked(way[3].decode("utf-8", "replace"))}
             elif line.startswith(_BINARY):
                 raise DiffError(self.number, path or "", "a binary change; patches hold text")
             elif not line.startswith(_HEADERS):
                 break
             self.at += 1
-        return self._change(first, path, modes)
+        if move and not {"from", "to"} <= set(move):
+            raise DiffError(first, path or "", "a rename or copy lacks one of its two names")
+        return self._change(first, move.get("to", path), modes, move)
 
-    def _change(self, first: int, path: str | None, modes: dict[str, str]) -> FileChange:
-        """What follows the header of a file: names and hunks, or nothing but modes."""
-        kind: Literal["change", "new", "deleted"] = "change"
-        if "new file mode" in modes:
+    def _change(self, first: int, path: str | None, modes: dict[str, str], move: dict[str, str]) -> FileChange:
+        """What follows the header of a file: names and hunks, or nothing but modes or a new name."""
+        kind: Kind = "change"
+        if move:
+            kind = "renamed" if move["kind"] == "rename" else "copied"
+        elif "new file mode" in modes:
             kind = "new"
         elif "deleted file mode" in modes:
             kind = "deleted"
         hunks: list[Hunk] = []
+        written = ""
         if self._at_names():
             first_name = self.number
+            written = self.present().removeprefix(b"--- ").partition(b"\t")[0].decode("utf-8", "backslashreplace")
             old, new = self._name(b"--- "), self._name(b"+++ ")
             if old is None and new is None:
                 raise DiffError(first_name, "", "both names are /dev/null")
-            if old is not None and new is not None and old != new:
-                raise DiffError(first_name, old, f'is called "{new}" afterwards; patches rename nothing')
-            kind = "new" if old is None else "deleted" if new is None else kind
+            if move and (old, new) != (move["from"], move["to"]):
+                raise DiffError(first_name, path or "", "the names are not those of the rename or copy above")
+            if not move and old is not None and new is not None and old != new:
+                raise DiffError(first_name, old, f'is called "{new}" afterwards; only patches of git\'s rename files')
+            if not move:
+                kind = "new" if old is None else "deleted" if new is None else kind
             path = new or old
             while _HUNK.match(self.present()):
                 hunks.append(self._hunk(path or ""))
             if not hunks:
                 raise DiffError(self.number, path or "", "no hunk follows the names")
         if path is None:
-            raise DiffError(first, "", "the two names are not the same; patches rename nothing")
+            raise DiffError(first, "", "the two names are not the same; only patches of git's rename files")
         mode = modes.get({"new": "new file mode", "deleted": "deleted file mode"}.get(kind, "new mode"))
         if mode not in (None, REGULAR, EXECUTABLE):
             what = "a symbolic link" if mode == LINK else f"the mode {mode}"
             raise DiffError(first, path, f"{what}; patches make files of mode {REGULAR} or {EXECUTABLE}")
-        if not hunks and not modes:
+        if not hunks and not modes and not move:
             raise DiffError(first, path, "nothing follows its header")
-        return FileChange(first, path, kind, mode, tuple(hunks))
+        return FileChange(first, path, kind, mode, tuple(hunks), move.get("from", ""), written)
 
     def _name(self, mark: bytes) -> str | None:
         """The path of a `---` or `+++` line; None for /dev/null."""
@@ -189,14 +215,20 @@ class _Reader:
     def _stripped(self, name: bytes) -> str:
         """A name without its first part (`-p1`), refused when it is not inside the project."""
         text = name.decode("utf-8", "backslashreplace")
-        if text.startswith('"'):
-            raise DiffError(self.number, text, "quoted names are not supported; use plain names")
         if text.startswith("/"):
             raise DiffError(self.number, text, f'"{text}" leads outside the project')
         path = text.partition("/")[2]
-        problem = inside(path) if path else f'"{text}" has no first part such as "a/" (`-p1`)'
+        if not path and not text.startswith('"'):
+            raise DiffError(self.number, text, f'"{text}" has no first part such as "a/" (`-p1`); {NO_PREFIX}')
+        return self._checked(path if not text.startswith('"') else text)
+
+    def _checked(self, path: str) -> str:
+        """A path inside the project. Raises DiffError for any other."""
+        if path.startswith('"'):
+            raise DiffError(self.number, path, "quoted names are not supported; use plain names")
+        problem = inside(path)
         if problem:
-            raise DiffError(self.number, path or text, problem)
+            raise DiffError(self.number, path, problem)
         return path
 
     def _hunk(self, file: str) -> Hunk:

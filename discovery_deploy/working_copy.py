@@ -7,7 +7,7 @@ version, as the series will. Each commit after it is a patch, and its message is
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from discovery_deploy.errors import StateError
@@ -38,7 +38,15 @@ def _environment() -> dict[str, str]:
     return {f"GIT_{who}_{what}": text for who in ("AUTHOR", "COMMITTER") for what, text in _MAKER.items()}
 
 
-def make(directory: Path, base: Base, tree: Tree, series: Series | None, patches: Mapping[str, bytes]) -> int:
+def make(
+    directory: Path,
+    base: Base,
+    tree: Tree,
+    series: Series | None,
+    patches: Mapping[str, bytes],
+    of_sdist: bool = False,
+    note: Callable[[str], None] = print,
+) -> int:
     """Make a working copy, with a commit for each patch of a series that there is already.
 
     Args:
@@ -47,6 +55,8 @@ def make(directory: Path, base: Base, tree: Tree, series: Series | None, patches
         tree: the source's files.
         series: on that base; None for none.
         patches: name -> content.
+        of_sdist: as of `apply_series`; a patch of which nothing is left is no commit.
+        note: told of what is left out.
     Returns:
         The number of commits after the base.
     Raises:
@@ -55,7 +65,7 @@ def make(directory: Path, base: Base, tree: Tree, series: Series | None, patches
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise StateError(f"{directory}: is there already", "Choose another directory.")
-    steps = _steps(base.project, tree, series, patches)
+    steps = _steps(base.project, tree, series, patches, of_sdist, note)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         git(directory, "init", "--quiet", "--initial-branch=main", ".")
@@ -80,13 +90,23 @@ def make(directory: Path, base: Base, tree: Tree, series: Series | None, patches
     return len(steps)
 
 
-def _steps(project: str, tree: Tree, series: Series | None, patches: Mapping[str, bytes]) -> list[tuple[str, Tree]]:
-    """(message, files after it) of each patch. Raises SeriesError."""
+def _steps(
+    project: str,
+    tree: Tree,
+    series: Series | None,
+    patches: Mapping[str, bytes],
+    of_sdist: bool,
+    note: Callable[[str], None],
+) -> list[tuple[str, Tree]]:
+    """(message, files after it) of each patch that changes something. Raises SeriesError."""
     steps = []
     for name, line in series.patches if series else ():
         assert series is not None
-        tree = apply_series(project, tree, series._replace(patches=((name, line),)), patches)
-        steps.append((message_of(name, patches[name]), tree))
+        before = tree
+        one = series._replace(patches=((name, line),))
+        tree = apply_series(project, tree, one, patches, of_sdist=of_sdist, note=note)
+        if tree != before:
+            steps.append((message_of(name, patches[name]), tree))
     return steps
 
 
@@ -104,7 +124,7 @@ def _commit(directory: Path, before: Tree, after: Tree, message: str) -> None:
 
 def message_of(name: str, patch: bytes) -> str:
     """The text before the first change of a patch; its name when there is none. Pure."""
-    text = patch.decode("utf-8", "replace")
+    text = patch.decode("utf-8-sig", "replace")
     head = re.split(r"^(?:diff --git |--- (?=\S))", text, maxsplit=1, flags=re.MULTILINE)[0].strip()
     return (head or name.rpartition("/")[2].removesuffix(".patch")) + "\n"
 

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "discovery_deploy"
 
 LAYERS = (
     "__init__ data deployment_mistakes errors placement provider_mistakes references services units",
-    "deployment model provider_models source_model strict",
+    "deployment model provider_models python_syntax source_model strict",
     "campaign campaign_mistakes config crossings documents egress enos_import enos_network enos_provider"
     " enos_reading enos_sites fields g5k_request inventory mistakes patch_series rally records report rtts schema"
     " seed service_variables smoke software stats topology traces unified_diff vagrant_plan variables wan"

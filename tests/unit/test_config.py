@@ -259,3 +259,12 @@ def test_a_new_experiment_needs_a_name_that_can_be_one() -> None:
     with pytest.raises(ExperimentError, match='"My Study" is not a name') as refusal:
         config.template("My Study")
     assert "\n" not in refusal.value.what
+
+
+def test_an_experiment_file_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    path = tmp_path / "exp.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + SOUND.encode())
+    assert config.load(path, TASKS) == config.parse(SOUND, "exp.yaml", TASKS)
+    path.write_bytes(b"\xef\xbb\xbf" + SOUND.replace("name: example", "nam: example").encode())
+    with pytest.raises(ExperimentError, match=r"exp\.yaml:1:1: "):
+        config.load(path, TASKS)

@@ -239,7 +239,18 @@ def test_a_file_is_no_directory_and_a_directory_no_file() -> None:
         ("nothing here\n", 1, "changes no file"),
         ("diff --git a/x b/x\nGIT binary patch\nliteral 3\n", 2, "binary"),
         ("diff --git a/x b/x\nindex 1..2\nBinary files a/x and b/x differ\n", 3, "binary"),
-        ("diff --git a/x b/y\nsimilarity index 100%\nrename from x\nrename to y\n", 3, "rename"),
+        ("diff --git a/x b/y\nsimilarity index 100%\nrename from x\n", 1, "lacks one of its two names"),
+        ("diff --git a/x b/y\nrename from x\nrename to ../y\n", 3, "leads outside"),
+        ("diff --git a/x b/y\nrename from x\nrename to .git/y\n", 3, "git's own"),
+        ("diff --git a/x b/y\nrename from x\nrename to y\n", 1, '"x", its earlier name, is not there'),
+        (
+            "diff --git a/x b/y\nrename from x\nrename to y\n--- a/x\n+++ b/z\n@@ -1 +1 @@\n-x\n+y\n",
+            4,
+            "not those of the rename",
+        ),
+        ("diff --git pkg/a.py pkg/a.py\nindex 1..2 100644\n--- pkg/a.py\n+++ pkg/a.py\n", 1, "no a/ and b/"),
+        ("diff --git run.sh run.sh\nindex 1..2 100644\n--- run.sh\n+++ run.sh\n", 1, "no a/ and b/"),
+        ("--- pkg/a.py\n+++ pkg/a.py\n@@ -1 +1 @@\n-line 1\n+y\n", 1, "no a/ and b/"),
         ("--- a/x\n+++ b/y\n@@ -1 +1 @@\n-x\n+y\n", 1, "rename"),
         ('--- "a/\\303\\244"\n+++ "b/\\303\\244"\n@@ -1 +1 @@\n-x\n+y\n', 1, "quoted"),
         ("@@ -1 +1 @@\n-x\n+y\n", 1, "before any file"),
@@ -269,6 +280,54 @@ def test_a_mail_of_git_s_is_a_patch() -> None:
     head += "diff --git a/pkg/a.py b/pkg/a.py\nindex 1..2 100644\n"
     mail = f"{head}{change('pkg/a.py', MIDDLE)}-- \n2.39.5\n\n"
     assert b"LINE 10" in applied(mail)["pkg/a.py"].content
+
+
+def test_a_file_is_renamed_and_copied_as_git_writes_it(tmp_path: Path) -> None:
+    folder = tmp_path / "work"
+    (folder / "pkg").mkdir(parents=True)
+    one, two = ("".join(f"{word} {number}\n" for number in range(100)).encode() for word in ("def one", "another two"))
+    base = {
+        "pkg/a.py": SourceFile(REGULAR, one),
+        "pkg/b.py": SourceFile(REGULAR, two),
+        "run.sh": SourceFile(REGULAR, b"#!/bin/sh\n"),
+    }
+
+    def git(*words: str) -> bytes:
+        command = ["git", "-C", str(folder), "-c", "user.name=x", "-c", "user.email=x@example.org", *words]
+        return subprocess.run(command, check=True, capture_output=True).stdout
+
+    git("init", "--quiet")
+    for name, file in base.items():
+        (folder / name).write_bytes(file.content)
+    git("add", "--all")
+    git("commit", "--quiet", "-m", "base")
+    (folder / "pkg/a.py").write_bytes(two.replace(b"two 50", b"two fifty"))  # a and b change their names
+    (folder / "pkg/b.py").write_bytes(one)
+    (folder / "copy").mkdir()
+    (folder / "copy/c.py").write_bytes(one.replace(b"one 10\n", b"one ten\n"))
+    (folder / "run.sh").rename(folder / "copy/run.sh")
+    (folder / "copy/run.sh").chmod(0o755)
+    git("add", "--all")
+    patch = git("diff", "--cached", "-M", "-C", "-B", "--find-copies-harder")
+    assert (patch.count(b"rename from"), patch.count(b"copy from")) == (3, 1)
+    assert applied(patch, base) == {
+        "pkg/a.py": SourceFile(REGULAR, two.replace(b"two 50", b"two fifty")),
+        "pkg/b.py": SourceFile(REGULAR, one),
+        "copy/c.py": SourceFile(REGULAR, one.replace(b"one 10\n", b"one ten\n")),
+        "copy/run.sh": SourceFile(EXECUTABLE, b"#!/bin/sh\n"),
+    }
+    assert "is to be new, but is there already" in refused(patch, {**base, "copy/c.py": base["run.sh"]})[0]
+
+
+@pytest.mark.parametrize("start", [b"\x1f\x8b\x08", b"BZh9", b"\xfd7zXZ\0\0", b"\x28\xb5\x2f\xfd"])
+def test_a_compressed_patch_is_called_so(start: bytes) -> None:
+    assert "is compressed; unpack it with" in refused(start + b"\n")[0]
+
+
+def test_a_byte_order_mark_is_no_text() -> None:
+    mark = b"\xef\xbb\xbf"
+    assert b"LINE 10" in applied(mark + change("pkg/a.py", MIDDLE).encode())["pkg/a.py"].content
+    assert parse_series("demo", "\ufeff# base: demo 1.0\np.patch\n").base.version == "1.0"
 
 
 # the series

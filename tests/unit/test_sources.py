@@ -15,7 +15,7 @@ from discovery_deploy import builds, derived, package_index, sources, stack, wor
 from discovery_deploy.errors import StateError
 from discovery_deploy.git_trees import tree_of_checkout, tree_of_commit
 from discovery_deploy.model import Deployment
-from discovery_deploy.patch_series import LINK, REGULAR, Base, SourceFile, Tree, tree_hash
+from discovery_deploy.patch_series import LINK, REGULAR, Base, SourceFile, Tree, parse_series, tree_hash
 from discovery_deploy.records import ProjectRecord
 from discovery_deploy.sources import ProjectCode, SourcesError
 from tests.index_bed import served
@@ -261,6 +261,49 @@ def test_commits_become_a_series_that_makes_what_they_are(tmp_path: Path) -> Non
     run_git(again, "reset", "--quiet", "--hard", "HEAD~1")
     working_copy.save(again, target)
     assert sorted(path.name for path in target.iterdir()) == ["0001-do-it-a-thing.patch", "series"]
+
+
+def test_a_persons_git_configuration_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signatures, hooks, line ends, templates: a working copy is made, saved and read as if there were none."""
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    for name in ("pre-commit", "post-commit", "post-checkout", "commit-msg"):
+        (hooks / name).write_text("#!/bin/sh\nexit 1\n")
+        (hooks / name).chmod(0o755)
+    (tmp_path / "attributes").write_text("* text eol=crlf filter=x\n")
+    (tmp_path / "gitconfig").write_text(
+        "[user]\n\tsigningKey = nobody\n[tag]\n\tgpgSign = true\n\tforceSignAnnotated = true\n"
+        "[commit]\n\tgpgSign = true\n[gpg]\n\tprogram = /bin/false\n[log]\n\tshowSignature = true\n"
+        f"[core]\n\thooksPath = {hooks}\n\tautocrlf = true\n\tattributesFile = {tmp_path}/attributes\n"
+        '[filter "x"]\n\tclean = sed s/second/zweite/\n\trequired = true\n[diff]\n\tnoprefix = true\n'
+    )
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    copy, target = tmp_path / "copy", tmp_path / "series"
+    assert working_copy.make(copy, Base("oslo.db", "17.2.1"), FILES, None, {}) == 0
+    (copy / "oslo_db/api.py").write_text("first\nSECOND\nthird\n")
+    run_git(copy, "-c", "core.hooksPath=/dev/null", "commit", "--quiet", "--no-gpg-sign", "-a", "-m", "Change it")
+    working_copy.save(copy, target)
+    assert PATCH.encode() in (target / "0001-change-it.patch").read_bytes()
+
+
+def test_a_series_of_windows_is_a_series(tmp_path: Path, repository: Path) -> None:
+    head = run_git(repository, "rev-parse", "HEAD")
+    series(tmp_path / "series", head)
+    for file in (tmp_path / "series").iterdir():
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    asked = {"sources": {"oslo.db": {"git": str(repository), "ref": "main"}}, "patches": {"oslo.db": "series"}}
+    assert resolve(tmp_path, **asked)[0].tree["oslo_db/api.py"].content == b"first\nSECOND\nthird\n"
+
+
+def test_a_patch_of_which_nothing_is_left_is_no_commit(tmp_path: Path) -> None:
+    ignored = b"--- a/.gitignore\n+++ b/.gitignore\n@@ -1 +1 @@\n-x\n+y\n"
+    given = parse_series("oslo.db", "# base: oslo.db 17.2.1\n1.patch\n2.patch\n")
+    patches = {"1.patch": ignored, "2.patch": PATCH.encode()}
+    notes: list[str] = []
+    copy = tmp_path / "copy"
+    count = working_copy.make(copy, Base("oslo.db", "17.2.1"), FILES, given, patches, of_sdist=True, note=notes.append)
+    assert (count, len(notes)) == (1, 1)
+    assert working_copy.save(copy, tmp_path / "series").patches == (("0001-2.patch", 2),)
 
 
 def test_what_cannot_be_saved_is_told(tmp_path: Path) -> None:
