@@ -112,14 +112,14 @@ def size_text(octets: int) -> str:
 
 
 def octets_of(path: Path) -> int:
-    """What a tree takes on the disk, in bytes; a file with several names counts once."""
+    """What a tree takes on the disk, in bytes; a file with several names once, what cannot be read never."""
     if path.is_file():
         return path.stat().st_blocks * 512
     seen: set[tuple[int, int]] = set()
     total = 0
     waiting = [path]
     while waiting:
-        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(waiting.pop()) as listed:
+        with suppress(FileNotFoundError, NotADirectoryError, PermissionError), os.scandir(waiting.pop()) as listed:
             for item in listed:
                 status = item.stat(follow_symlinks=False)
                 if item.is_dir(follow_symlinks=False):
@@ -151,7 +151,12 @@ class _Users:
         self.current = builds.current()
         self.mounted = _mount_tables()
         self.boxes = vagrant.boxes_in_use(local.state_directory() / vagrant.FOLDER)
-        self.hosts = [(str(plan.get("experiment")), Path(str(plan.get("base"))), _noted(plan)) for plan in plans]
+        known = list(plans)
+        self.hosts = [
+            (str(plan.get("experiment")), Path(str(plan["base"])), _noted(plan)) for plan in known if "base" in plan
+        ]
+        self.hidden = tuple(f"perhaps hosts of {plan['experiment']}" for plan in known if "base" not in plan)
+        """Of experiments of other users: what they use cannot be seen."""
 
     def of(self, name: str) -> tuple[str, ...]:
         """Users of an entry, in words."""
@@ -168,7 +173,7 @@ class _Users:
             users += [f"hosts of {title}" for title in self.boxes.get(path.name, ())]
         if not users and re.search(rf"(?<![\w-]){re.escape(path.name)}(?![\w-])", self.mounted):
             users.append("a mount")
-        return tuple(users)
+        return tuple(users) or self.hidden
 
     @cached_property
     def _used_projects(self) -> list[tuple[tuple[str, ...], str, ProjectRecord]]:
@@ -262,7 +267,12 @@ def _nobody_makes(path: Path) -> Iterator[bool]:
         yield True
         return
     name = path.name if not path.name.startswith(".") else path.stem[1:]
-    with (path.parent / f".{name}.lock").open("w", encoding="utf-8") as lock:
+    try:
+        lock = (path.parent / f".{name}.lock").open("w", encoding="utf-8")
+    except PermissionError:
+        yield False
+        return
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -31,12 +31,21 @@ from discovery_deploy import (
     g5k_request,
     opening,
     patch_commands,
+    process_settings,
     smoke,
     smoke_acts,
     stack,
 )
 from discovery_deploy.driver import Driver
-from discovery_deploy.errors import EXIT_BUG, EXIT_TESTBED, DiscoveryError, InterruptedByUserError
+from discovery_deploy.errors import (
+    EXIT_BUG,
+    EXIT_STATE,
+    EXIT_TESTBED,
+    DiscoveryError,
+    InterruptedByUserError,
+    StateError,
+    machine_refusal,
+)
 from discovery_deploy.phases import Phase
 from discovery_deploy.progress import ConsoleAnnouncer
 from discovery_deploy.providers import PROVIDERS, provider_named
@@ -371,15 +380,30 @@ def _options(
     pass
 
 
+def _flush() -> None:
+    """Write what is left for standard output. Raises StateError when it takes no more."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what could not be written is dropped
+        raise StateError(f"standard output: {error.strerror}", "What was done is kept; write it elsewhere.") from error
+
+
 def _terminated(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
 def main() -> None:
     """Entry point. Turns every failure into one clear message and the exit code of its kind."""
+    process_settings.apply()
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        app(standalone_mode=True)
+        try:
+            app(standalone_mode=True)
+        finally:
+            _flush()
     except DiscoveryError as error:
         console.print(str(error), markup=False, highlight=False, soft_wrap=True, style="red")
         sys.exit(error.exit_code)
@@ -389,7 +413,11 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except Exception:
+    except Exception as error:
+        refusal = machine_refusal(error)
+        if refusal is not None:
+            console.print(refusal, markup=False, highlight=False, soft_wrap=True, style="red")
+            sys.exit(EXIT_STATE)
         traceback.print_exc()
         console.print("this is a bug of discovery-deploy; please report it with the lines above", highlight=False)
         sys.exit(EXIT_BUG)

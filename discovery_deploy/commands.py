@@ -209,7 +209,8 @@ def openstack(workspace: Workspace, site: str, arguments: Sequence[str]) -> None
     sites = list(dict.fromkeys(host.site for host in lease.hosts))
     if site not in sites:
         raise StateError(f'no site "{site}"; sites: {", ".join(sites)}', "See `status`.")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("OS_")}
+    # A proxy of this machine leads to the outside, not to sites.
+    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     environment["OS_CLIENT_CONFIG_FILE"] = str(clouds)
     client = str(Path(sys.executable).parent / "openstack")
     command = [client, "--os-cloud", site, *arguments]
@@ -219,8 +220,7 @@ def openstack(workspace: Workspace, site: str, arguments: Sequence[str]) -> None
     if direct and routed(json.loads(clouds.read_text())["clouds"][site]["auth"]["auth_url"]):
         _take_over(command, environment)
     with socks_proxy(Remote(workspace.ssh_config), host.name) as proxy:
-        others = {name: value for name, value in environment.items() if not name.lower().endswith("_proxy")}
-        done = subprocess.run(command, env={**others, "ALL_PROXY": proxy}, check=False)
+        done = subprocess.run(command, env={**environment, "ALL_PROXY": proxy}, check=False)
     sys.exit(done.returncode)
 
 

@@ -6,6 +6,8 @@ it keeps its traceback and exits with `EXIT_BUG`.
 
 from __future__ import annotations
 
+import errno
+
 EXIT_EXPERIMENT = 2
 EXIT_TESTBED = 3
 EXIT_PLAYBOOK = 4
@@ -69,3 +71,27 @@ class InterruptedByUserError(DiscoveryError):
     """Ctrl-C or SIGTERM; what was done is kept."""
 
     exit_code = EXIT_INTERRUPTED
+
+
+_ADVICE = {
+    errno.EACCES: "Run it as the user to whom this belongs, often root; or correct the permissions.",
+    errno.EPERM: "Run it as the user to whom this belongs, often root; or correct the permissions.",
+    errno.ENOSPC: "Free space there (`df -h`, `df -i`), then run again.",
+    errno.EDQUOT: "Free space there (`quota`), then run again.",
+    errno.EROFS: "It is mounted read-only: choose another place, or mount it again writable.",
+    errno.EIO: "The disk fails: see `dmesg`.",
+    errno.EMFILE: "Raise the limit of open files: `ulimit -n 4096`.",
+    errno.ENFILE: "Raise the machine's limit of open files: `sysctl -w fs.file-max=1000000`.",
+    errno.ENOMEM: "Memory is short: see `free -m`.",
+    errno.ENOTDIR: "A part of this path is a file: choose another place.",
+    errno.ELOOP: "A link in this path leads to itself: choose another place.",
+    errno.ENAMETOOLONG: "Choose a shorter path.",
+}
+"""What to do about what a machine refuses. Other failures of the operating system are bugs."""
+
+
+def machine_refusal(error: BaseException) -> str | None:
+    """Message for what the machine refused to do (permissions, a full disk, a limit); None for other failures."""
+    if not isinstance(error, OSError) or error.errno not in _ADVICE:
+        return None
+    return f"{error.filename or 'standard output, or a file'}: {error.strerror}\n  {_ADVICE[error.errno]}"

@@ -225,7 +225,9 @@ def made_once(target: Path, make: Callable[[Path], None], what: str, progress: P
     except OSError as error:
         raise TestbedError(
             f"{what}: {error.filename or target.parent}: {error.strerror}",
-            "Free space or mend the permissions of the cache, or choose another with DISCOVERY_DEPLOY_CACHE.",
+            "Become root, which builds need (`sudo -i`)."
+            if os.geteuid() != 0
+            else "Free space or mend the permissions of the cache, or choose another with DISCOVERY_DEPLOY_CACHE.",
         ) from error
     return target
 

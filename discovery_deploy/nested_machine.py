@@ -201,6 +201,7 @@ def main(arguments: list[str]) -> int:
     def answer(kind: str, value: Any) -> None:
         print(json.dumps({kind: value}), flush=True)
 
+    os.umask(0o022)  # the login's may be another
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may have had it ignored
     if arguments[0] != "image":
         threading.Thread(target=_end_with, args=(stream,), daemon=True).start()

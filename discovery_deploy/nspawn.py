@@ -229,12 +229,14 @@ def _prepare_files(plan: Plan, host: Host, tell: Callable[[str], None]) -> None:
         # A volatile overlay refuses a second mount. The machine has not crashed since, so what is there is whole.
         shutil.rmtree(place / "work")
         (place / "work").mkdir()
+        (place / "upper").chmod(0o755)
         _refresh_files(plan, host)
         return
     if place.exists():
         shutil.rmtree(place)
     for part in ("upper", "work", "root"):
         (place / part).mkdir(parents=True)
+        (place / part).chmod(0o755)  # `upper` becomes the host's `/`, which all its users pass
     _write_identity(plan, host, uuid.uuid4().hex)
 
 
@@ -247,6 +249,7 @@ def _write_identity(plan: Plan, host: Host, machine_id: str) -> None:
         _place(upper, base, path, text, mode)
     key = upper / "etc/ssh/ssh_host_ed25519_key"
     run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"root@{host['name']}", "-f", str(key))
+    key.with_suffix(".pub").chmod(0o644)
     facts = {
         "boot_id": _boot_id(),
         "machine_id": machine_id,

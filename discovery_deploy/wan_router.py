@@ -67,10 +67,8 @@ def memory_mb(sites: int) -> int:
 
 
 def router_of(plan: Plan) -> Router:
-    """Read the router's part of a plan. Raises RouterError when the directory's name cannot be passed to UML."""
+    """Read the router's part of a plan."""
     directory = Path(plan["directory"]) / "router"
-    if not re.fullmatch(r"/[\w./+@-]+", str(directory)):
-        raise RouterError(f"{directory}: a kernel command line cannot name it", "Use a path of letters, digits, . _ -.")
     ports = tuple(
         Port(
             site=site["name"],
@@ -86,6 +84,16 @@ def router_of(plan: Plan) -> Router:
     memory = asked.get("memory_mb") or memory_mb(len(ports))
     mode, tunnels = asked.get("mode", "auto"), wan_tunnels.tunnels_of(plan)
     return Router(directory, asked["namespace"], mode, memory, ports, tunnels)
+
+
+def directory_problem(directory: Path) -> str | None:
+    """Why a router here cannot keep its files in a directory, or None: a kernel command line must be able to name it.
+
+    Where the kernel itself has netem every directory will do.
+    """
+    if re.fullmatch(r"/[\w./+@-]+", str(directory)) or kernel_has_netem():
+        return None
+    return f"{directory}: a WAN router in User-Mode Linux takes only paths of letters, digits and . _ + @ - /"
 
 
 def up(plan: Plan) -> bool:
@@ -205,6 +213,9 @@ def _settle_mode(router: Router) -> str:
             f"this kernel has no netem, and a WAN router in User-Mode Linux has no tunnels to other machines ({names})",
             "Take machines whose kernel has netem (Debian's has: modprobe sch_netem), or put all sites on one.",
         )
+    problem = directory_problem(router.directory) if mode == "uml" else None
+    if problem:
+        raise RouterError(problem, "Choose another directory.")
     if recorded not in (None, mode):
         _remove(router)
     partial = router.directory / "mode.new"

@@ -17,10 +17,10 @@ HOLDER = "workspace"
 
 
 def noted_holder(folder: Path) -> Path | None:
-    """The workspace that a provider's folder of an experiment names; None when it names none, or there is no folder."""
+    """The workspace that a provider's folder of an experiment names; None when it names none, or cannot be read."""
     try:
         text = (folder / HOLDER).read_text(encoding="utf-8").strip()
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     return Path(text) if text else None
 

@@ -11,6 +11,7 @@ import getpass
 import os
 import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -39,6 +40,9 @@ GRANTED_S = 30.0
 """How long we look whether more walltime is granted."""
 TRIED_S = 30.0
 """How long what is only good to know may take."""
+
+LOOKING = ("cores", "find")
+"""Verbs of EnOSlib that change nothing."""
 
 _NEEDED = {"ssh": "openssh-client", "setpriv": "util-linux"}
 
@@ -72,7 +76,11 @@ class G5kProvider:
 
     def lacks(self) -> list[Lack]:
         """What this machine lacks; the account is looked for, not tried."""
-        found = [
+        found = []
+        if os.geteuid() != 0:
+            what = "the base image and what hosts are sent are built on this machine, which needs root"
+            found.append(Lack(what=what, command="sudo -i  # on a machine of Grid'5000: sudo-g5k"))
+        found += [
             Lack(what=f"the command {command}", command=f"apt-get install -y {package}")
             for command, package in sorted(machine.missing_commands(_NEEDED).items())
         ]
@@ -91,7 +99,8 @@ class G5kProvider:
         """What would be booked, with the core-hours where the reference API tells cores."""
         asked = g5k_request.pools(experiment)
         try:
-            cores = self._ask(experiment.name, "cores", {"sites": _sites(asked)}, _quiet, TRIED_S)
+            with _as_testbed_error(experiment.name):
+                cores = self._ask(experiment.name, "cores", {"sites": _sites(asked)}, _quiet, TRIED_S)
         except TestbedError as error:
             return g5k_request.request_text(experiment, {}, error.what.splitlines()[0], g5k_request.paris_time())
         return g5k_request.request_text(experiment, cores, now=g5k_request.paris_time())
@@ -256,17 +265,31 @@ class G5kProvider:
     def _ask(
         self, name: str, verb: str, arguments: Mapping[str, Any], progress: Progress, limit_s: float | None = None
     ) -> Any:
-        """One verb of `enoslib_g5k`; works in the experiment's record, or in a folder that goes afterwards."""
-        directory = self.records / name
-        temporary = not directory.exists()
+        """One verb of `enoslib_g5k`."""
         # Times without a zone are Paris's, for OAR and so for EnOSlib.
         variables = {"HOME": str(self.home), "TZ": "Europe/Paris", "USER": os.environ.get("USER") or getpass.getuser()}
-        try:
+        with self._folder(name, verb) as directory:
             enoslib = Enoslib(self.cache, directory, variables, self.logs.get(name))
             return enoslib(f"g5k.{verb}", arguments, progress, limit_s)
-        finally:
-            if temporary and directory.exists():
-                self._forget(name)
+
+    @contextmanager
+    def _folder(self, name: str, verb: str) -> Iterator[Path]:
+        """Where EnOSlib works: in the experiment's record, or in a folder that goes afterwards.
+
+        To look at something needs no directory of this machine, and so not root.
+        """
+        directory = self.records / name
+        if directory.exists():
+            yield directory
+        elif verb in LOOKING:
+            with tempfile.TemporaryDirectory(prefix="discovery-deploy-") as scratch:
+                yield Path(scratch)
+        else:
+            try:
+                yield directory
+            finally:
+                if directory.exists():
+                    self._forget(name)
 
     def _forget(self, name: str) -> None:
         """Remove the record of an experiment that has nothing any more."""

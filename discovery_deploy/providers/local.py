@@ -36,6 +36,9 @@ _NEEDED = {"mmdebstrap": "mmdebstrap", "ssh": "openssh-client"}
 """Commands that this provider needs beside those of `containers`, and their Debian packages."""
 
 
+_CHOOSE_STATE = "export DISCOVERY_DEPLOY_STATE=/srv/discovery-deploy  # on ext4, xfs, btrfs or tmpfs"
+
+
 def state_directory() -> Path:
     """Where local experiments keep their hosts: $DISCOVERY_DEPLOY_STATE, else /var/lib/discovery-deploy."""
     return Path(os.environ.get("DISCOVERY_DEPLOY_STATE") or "/var/lib/discovery-deploy").absolute()
@@ -104,6 +107,13 @@ def _planned_hosts(experiment: Experiment, slot: int) -> Iterator[dict[str, Any]
             number += 1
 
 
+_ADVICE = {
+    errno.ENOSPC: "Free space there (see `df -h {place}`)",
+    errno.EACCES: "Become root, which containers and networks need (`sudo -i`)",
+    errno.EPERM: "Become root, which containers and networks need (`sudo -i`)",
+}
+
+
 @contextmanager
 def _as_testbed_error(experiment_name: str) -> Iterator[None]:
     """What goes wrong on the machine, as a failure of the testbed that names the experiment."""
@@ -113,7 +123,7 @@ def _as_testbed_error(experiment_name: str) -> Iterator[None]:
         raise TestbedError(f"{experiment_name}: {error.what}", error.advice) from error
     except OSError as error:
         place = error.filename or state_directory()
-        advice = f"Free space there (see `df -h {place}`)" if error.errno == errno.ENOSPC else f"Look at {place}"
+        advice = _ADVICE.get(error.errno or 0, "Look at {place}").format(place=place)
         raise TestbedError(f"{experiment_name}: {place}: {error.strerror}", f"{advice}, then try again.") from error
 
 
@@ -149,6 +159,9 @@ class LocalProvider:
             what = f'"{experiment.name}" is the folder of another provider in {self.state}'
             raise TestbedError(what, "Give the experiment another name.")
         directory = self.state / experiment.name
+        problem = wan_router.directory_problem(directory)
+        if problem:  # told before anything is made
+            raise TestbedError(f"{experiment.name}: {problem}", f"Choose another one: {_CHOOSE_STATE}")
         with _as_testbed_error(experiment.name):
             self.environments.mkdir(parents=True, exist_ok=True)
             with machine.hold(self.state, wait_s=60):
@@ -263,10 +276,20 @@ def lease(experiment: Experiment, plan: Plan, directory: Path) -> Lease:
 
 
 def known_plans(state: Path | None = None) -> list[Plan]:
-    """Plans of the experiments that hold something on this machine: in a state directory, and behind every claim."""
+    """Plans of the experiments that hold something on this machine: in a state directory, and behind every claim.
+
+    Of one that this user may not read only the name is known.
+    """
     state = state or state_directory()
     directories = {*machine.claims().values(), *(entry for entry in machine.entries(state) if entry.is_dir())}
-    return [plan for directory in sorted(directories) if (plan := read_plan(directory)) is not None]
+    found = []
+    for directory in sorted(directories):
+        try:
+            plan = read_plan(directory)
+        except PermissionError:
+            plan = {"experiment": directory.name}
+        found += [plan] if plan is not None else []
+    return found
 
 
 @contextmanager
@@ -299,8 +322,10 @@ def _kernel_lacks(state: Path) -> Iterator[Lack | None]:
         place = place.parent
     problem = nspawn.overlay_problem(place)
     if problem:
-        command = "export DISCOVERY_DEPLOY_STATE=DIRECTORY  # on ext4, xfs, btrfs or tmpfs"
-        yield Lack(what=f"{state} cannot hold hosts' files: {problem}", command=command)
+        yield Lack(what=f"{state} cannot hold hosts' files: {problem}", command=_CHOOSE_STATE)
+    unnamed = wan_router.directory_problem(state)
+    if unnamed:
+        yield Lack(what=unnamed, command=_CHOOSE_STATE)
 
 
 def _router_lacks() -> Iterator[Lack]:
