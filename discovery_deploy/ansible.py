@@ -36,7 +36,7 @@ FAILED_GRACE_S = 10.0
 POLL_S = 0.05
 LONGEST_TMPDIR = 70
 """Sockets of mitogen's are made in TMPDIR, and a socket's path has at most 107 characters."""
-GRACE_S = 5.0
+GRACE_S = 2.0
 KEPT_LINES = 15
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,16 @@ def stop_old_run(remote: Remote, host: str) -> None:
         remote(host, ["systemctl", "stop", f"{UNIT}.service"], timeout_s=60.0)
 
 
+def stop(remote: Remote, hosts: Sequence[LeasedHost]) -> None:
+    """End Rally on hosts, after an interruption: a host that does not answer is left to the next run."""
+
+    def one(host: LeasedHost) -> None:
+        with suppress(DiscoveryError):
+            stop_old_run(remote, host.name)
+
+    side_by_side(one, hosts)
+
+
 def _run_at(
     remote: Remote, host: LeasedHost, run_id: str, task: dict[str, Any], rally: str, start_ms: int, limit: float
 ) -> str:
@@ -112,4 +123,8 @@ def load(
             problem += " (" + " | ".join(line.strip() for line in tail) + ")"
         return SiteResult(site=host.site, problem=problem)
 
-    return side_by_side(one, hosts)
+    try:
+        return side_by_side(one, hosts)
+    except KeyboardInterrupt:
+        stop(remote, hosts)
+        raise

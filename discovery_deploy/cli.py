@@ -6,13 +6,11 @@ Standard output carries only what a script would read; progress and errors go to
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -29,6 +27,7 @@ from discovery_deploy import (
     doctor,
     enos_import,
     g5k_request,
+    interruption,
     opening,
     patch_commands,
     process_settings,
@@ -42,7 +41,6 @@ from discovery_deploy.errors import (
     EXIT_STATE,
     EXIT_TESTBED,
     DiscoveryError,
-    InterruptedByUserError,
     StateError,
     machine_refusal,
 )
@@ -127,9 +125,7 @@ def _driver(
             yield Driver(testbed, opened.source, retry_invalid)
         except KeyboardInterrupt:
             workspace.note("stopped", error="interrupted", what=[])
-            raise InterruptedByUserError(
-                "interrupted; what was done is kept", "Run again to go on, or release."
-            ) from None
+            raise
         except DiscoveryError as error:
             workspace.note("stopped", error=type(error).__name__, what=str(error).splitlines()[:3])
             raise
@@ -391,25 +387,19 @@ def _flush() -> None:
         raise StateError(f"standard output: {error.strerror}", "What was done is kept; write it elsewhere.") from error
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> None:
     """Entry point. Turns every failure into one clear message and the exit code of its kind."""
     process_settings.apply()
-    signal.signal(signal.SIGTERM, _terminated)
+    interruption.obey_signals()
     try:
-        try:
-            app(standalone_mode=True)
-        finally:
-            _flush()
+        with interruption.ends_the_process():
+            try:
+                app(standalone_mode=True)
+            finally:
+                _flush()
     except DiscoveryError as error:
         console.print(str(error), markup=False, highlight=False, soft_wrap=True, style="red")
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        console.print("interrupted; what was done is kept: run again to go on, or release", highlight=False)
-        sys.exit(130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -67,12 +67,6 @@ class StateError(DiscoveryError):
     exit_code = EXIT_STATE
 
 
-class InterruptedByUserError(DiscoveryError):
-    """Ctrl-C or SIGTERM; what was done is kept."""
-
-    exit_code = EXIT_INTERRUPTED
-
-
 _ADVICE = {
     errno.EACCES: "Run it as the user to whom this belongs, often root; or correct the permissions.",
     errno.EPERM: "Run it as the user to whom this belongs, often root; or correct the permissions.",

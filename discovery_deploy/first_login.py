@@ -10,6 +10,7 @@ import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
 
+from discovery_deploy import interruption
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.strict import Strict
 from discovery_deploy.vagrant_plan import Way
@@ -68,7 +69,7 @@ def enter(name: str, way: Sequence[str], public_key: str, addresses: Mapping[str
     given = {"KEY": public_key.strip(), "HOSTS": "\n".join(lines) + "\n"}
     script = "".join(f"{key}={shlex.quote(value)}\n" for key, value in given.items()) + SCRIPT
     try:
-        done = subprocess.run(way, input=script, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+        done = interruption.run(way, script, LIMIT_S)
     except subprocess.TimeoutExpired:
         raise TestbedError(f"{name}: no answer by ssh within {LIMIT_S:g} s", "Reserve again, or release.") from None
     if done.returncode:

@@ -25,6 +25,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
+from discovery_deploy import interruption
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.seed import content_for
 
@@ -313,10 +314,12 @@ def run_logged(
         ) as process, _ended_after(limit_s, process, late):  # fmt: skip
             assert process.stdout is not None
             kept.write(f"$ {shlex.join(command)}\n")
-            for line in process.stdout:
-                kept.write(line)
-                lines = [*lines[1 - KEPT_LINES :], line.rstrip()]
-                line_taken(line.rstrip())
+            with interruption.watched(process):
+                for line in process.stdout:
+                    kept.write(line)
+                    lines = [*lines[1 - KEPT_LINES :], line.rstrip()]
+                    line_taken(line.rstrip())
+                process.wait()
     except FileNotFoundError as error:
         raise TestbedError(f"{what}: {error.filename} is not installed", f"apt-get install {error.filename}") from error
     if process.returncode or late.is_set():

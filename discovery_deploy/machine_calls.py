@@ -18,6 +18,7 @@ from typing import IO, Any
 from discovery_deploy import (
     cgroups,
     containers,
+    interruption,
     machine,
     machine_plans,
     nested_machine,
@@ -120,7 +121,7 @@ class Caller:
         ) as process:  # fmt: skip
             assert process.stdin is not None
             assert process.stdout is not None
-            with _limited(process, limit_s) as late:
+            with interruption.watched(process), _limited(process, limit_s) as late:
                 with suppress(BrokenPipeError):  # what it says tells why
                     _send(process.stdin, request, archive)
                 answer = _answer(process.stdout, progress)

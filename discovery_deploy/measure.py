@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
-from discovery_deploy import probe
+from discovery_deploy import interruption, probe
 from discovery_deploy.errors import MeasurementError
 from discovery_deploy.model import Verify
 from discovery_deploy.wan import (
@@ -103,7 +102,7 @@ class _Probes:
             self.scheduling.add(answer.get("scheduling", ""))
             return answer
 
-        with ThreadPoolExecutor(max(len(specifications), 1)) as pool:
+        with interruption.pool(len(specifications)) as pool:
             return dict(zip(specifications, pool.map(one, specifications), strict=True))
 
 

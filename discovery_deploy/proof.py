@@ -6,11 +6,10 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-from discovery_deploy import code_proof, derived
+from discovery_deploy import code_proof, derived, interruption
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.model import Experiment
 from discovery_deploy.records import HostCode
@@ -71,7 +70,7 @@ def prove(
         problems = [f"{host}: {problem}" for problem in answer.pop("problems")]
         return HostCode.model_validate(answer), problems
 
-    with ThreadPoolExecutor(max(len(hosts), 1)) as pool:
+    with interruption.pool(len(hosts)) as pool:
         answers = dict(zip(hosts, pool.map(one, hosts), strict=True))
     problems = [problem for _, found in answers.values() for problem in found]
     if problems:

@@ -7,11 +7,11 @@ import hashlib
 import shlex
 import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
+from discovery_deploy import interruption
 from discovery_deploy.errors import PlaybookError, TestbedError
 
 Result = TypeVar("Result")
@@ -85,19 +85,17 @@ class Remote:
             TestbedError: the host cannot be reached, or the command takes longer than `timeout_s` seconds.
             PlaybookError: the command ended with an error; its last lines are quoted.
         """
-        return self._run(host, command, timeout_s, {"input": stdin})
+        return self._run(host, command, timeout_s, stdin)
 
     def send(self, host: str, command: Sequence[str], file: Path, timeout_s: float = 1800.0) -> str:
         """Run a command on a host that reads a file of this machine as its standard input. As `__call__`."""
         with file.open("rb") as stream:
-            return self._run(host, command, timeout_s, {"stdin": stream})
+            return self._run(host, command, timeout_s, stream)
 
-    def _run(self, host: str, command: Sequence[str], timeout_s: float, source: Mapping[str, Any]) -> str:
+    def _run(self, host: str, command: Sequence[str], timeout_s: float, stdin: str | IO[bytes]) -> str:
         what = f"{host}: `{command[0]} ...`" if len(command) > 1 else f"{host}: `{command[0]}`"
         try:
-            done: subprocess.CompletedProcess[str] = subprocess.run(
-                self.arguments(host, command), **source, capture_output=True, text=True, timeout=timeout_s, check=False
-            )
+            done = interruption.run(self.arguments(host, command), stdin, timeout_s)
         except subprocess.TimeoutExpired:
             raise TestbedError(
                 f"{what} gave no answer within {timeout_s:g} s", "Look at the host with `discovery-deploy ssh HOST`."
@@ -136,7 +134,5 @@ class Remote:
 
 def side_by_side(act: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
     """`act` on every item at the same time (threads); results in order; the first error is raised."""
-    if not items:
-        return []
-    with ThreadPoolExecutor(max_workers=len(items)) as pool:
+    with interruption.pool(len(items)) as pool:
         return list(pool.map(act, items))

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from discovery_deploy import given_host, host_cleaner, host_packages, machine, tc_device
+from discovery_deploy import given_host, host_cleaner, host_packages, interruption, machine, tc_device
 from discovery_deploy.data import data_directory
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.machine import MachineError
@@ -332,7 +332,7 @@ class _Reach:
         """What a command prints there. Raises TestbedError, naming the host."""
         words = ["ssh", *options, given.address, command]
         try:
-            done = subprocess.run(words, input=stdin, capture_output=True, text=True, timeout=limit_s)
+            done = interruption.run(words, stdin, limit_s)
         except subprocess.TimeoutExpired:
             what = f"{given.host}: {given.address} gave no answer within {limit_s:g} s"
             raise TestbedError(what, "Look at the machine.") from None

@@ -321,6 +321,40 @@ def test_drivers_killed_in_one_phase_after_the_other_are_followed_by_one_that_en
     assert all(record["status"] == "done" and record["problems"] == [] for record in records)
 
 
+@pytest.mark.parametrize(
+    ("number", "phase"), [(signal.SIGINT, "bench"), (signal.SIGTERM, "bench"), (signal.SIGHUP, "bench"),
+                          (signal.SIGTERM, "deploy")],
+)  # fmt: skip
+def test_a_driver_that_is_told_to_stop_ends_in_five_seconds_and_rally_with_it(
+    tool: Tool, number: signal.Signals, phase: str
+) -> None:
+    changed = json.loads(json.dumps(EXPERIMENT))
+    changed["campaign"]["factors"] = []
+    changed["campaign"]["scenarios"] = [{"task": "keystone/get_entities", "times": 500}]
+    changed["deployment"]["workers"] = 3 if phase == "deploy" else 2
+    tool.write(changed)
+    seen = len(tool.journal())
+    running = tool.start("run", "small.yaml")
+    if phase == "bench":
+        tool.wait_for(running, "run started", seen)
+        time.sleep(6)
+        assert tool("ssh", "rennes-1", "systemctl", "is-active", "discovery-rally").stdout == "active\n"
+    else:
+        tool.wait_for(running, "phase started", seen, phase=phase)
+        time.sleep(2)
+    began = time.monotonic()
+    running.send_signal(number)
+    _, said = running.communicate(timeout=60)
+    assert time.monotonic() - began < 5
+    assert running.returncode == 130
+    assert said.strip().splitlines()[-1] == "interrupted; what was done is kept: run again to go on, or release"
+    assert "Traceback" not in said
+    assert tool.journal()[-1]["event"] == "stopped"
+    show = ["systemctl", "show", "--property=ActiveState", "--value", "discovery-rally.service"]
+    assert tool("ssh", "rennes-1", *show).stdout == "inactive\n"
+    tool.write(EXPERIMENT)
+
+
 def test_a_host_that_dies_in_deploy_is_named_and_resume_works(tool: Tool) -> None:
     changed = json.loads(json.dumps(EXPERIMENT))
     changed["deployment"]["cache"] = "none"

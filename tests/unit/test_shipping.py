@@ -8,13 +8,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import pytest
 
-from discovery_deploy import shipping
+from discovery_deploy import interruption, shipping
 from discovery_deploy.contents import FOLDER, contents
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.host_environments import entries_of
@@ -37,15 +37,13 @@ class Folders(Remote):
     def place(self, host: str, name: str = "") -> Path:
         return self.root / host / "opt" / name
 
-    def _run(self, host: str, command: Sequence[str], timeout_s: float, source: Mapping[str, Any]) -> str:
+    def _run(self, host: str, command: Sequence[str], timeout_s: float, stdin: str | IO[bytes]) -> str:
         if command[0] == "sh":
             return self.systems.get(host, f"debian|12|{os.uname().machine}|yes\n")
         program = command[4].replace('"/opt/discovery-deploy"', repr(str(self.place(host))))
         program = program.replace('"/var/lib/discovery-deploy/environments"', repr(str(self.root / host / "lists")))
         words = [sys.executable, *command[1:4], program, *command[5:]]
-        done: subprocess.CompletedProcess[str] = subprocess.run(
-            words, **source, capture_output=True, text=True, check=False
-        )
+        done = interruption.run(words, stdin)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
