@@ -334,7 +334,9 @@ def test_a_driver_that_is_told_to_stop_ends_in_five_seconds_and_rally_with_it(
     changed["deployment"]["workers"] = 3 if phase == "deploy" else 2
     tool.write(changed)
     seen = len(tool.journal())
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
     running = tool.start("run", "small.yaml")
+    signal.signal(signal.SIGHUP, ignored)
     if phase == "bench":
         tool.wait_for(running, "run started", seen)
         time.sleep(6)

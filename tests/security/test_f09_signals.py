@@ -121,6 +121,14 @@ def _nothing_stays() -> Iterator[None]:
             os.kill(int(entry.parent.name), signal.SIGKILL)
 
 
+@pytest.fixture(autouse=True)
+def _hangup_counts() -> Iterator[None]:
+    """Also when the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("work", WORK.values(), ids=list(WORK))
 def test_the_first_signal_ends_the_driver_with_one_line(work: str, tmp_path: Path) -> None:
     running = start(work, tmp_path)
