@@ -1,4 +1,4 @@
-"""A database that never comes up: `deploy` ends in time, names it and its log, and goes on once it is mended."""
+"""A database or a service that never comes up: `deploy` ends in time, says why, and goes on once it is fixed."""
 
 from __future__ import annotations
 
@@ -109,8 +109,7 @@ def test_a_service_that_cannot_start_ends_the_wait_and_its_traceback_is_told(too
     tool.write({**EXPERIMENT, "deployment": {**EXPERIMENT["deployment"], "overrides": overrides}})
     said, _ = fail(tool, "deploy")
     assert "keystone.service" in said
-    assert "its traceback ends with: " in said
-    assert "looking for 'nosuch'" in said
+    assert "its traceback ends with: ImportError: Unable to find 'nosuch' driver" in said
     assert "keystone.service has failed" in said or "does not stay up" in said  # and not: the limit was over
     log = (tool.workspace / "logs" / "deploy.log").read_text()
     assert "Traceback (most recent call last)" in log
