@@ -63,7 +63,7 @@ def fetch(url: str, token: str, image: Image, file: object = None) -> None:
     except (OSError, http.client.HTTPException) as error:
         raise cloud.CloudError(f"{image.name} from {url}: {error}") from error
     if digest.hexdigest() != image.hash:  # one that it has no file of is answered by nothing
-        raise cloud.CloudError(f"{image.name} from {url}: what came is not the image")
+        raise cloud.CloudError(f"{image.name} from {url}: the content has another hash than Glance keeps")
 
 
 def copy(sources: list[str], token: str, image: Image, directory: Path) -> None:

@@ -13,18 +13,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from typer.testing import CliRunner
 
-from discovery_deploy import builds
+from discovery_deploy import builds, cli, smoke
 from discovery_deploy.bench import SiteResult, load
-from discovery_deploy.model import Scenario
+from discovery_deploy.campaign import settings
+from discovery_deploy.errors import PlaybookError
+from discovery_deploy.model import Experiment, Scenario
+from discovery_deploy.progress import ConsoleAnnouncer
+from discovery_deploy.providers import provider_named
 from discovery_deploy.providers.base import Lease
 from discovery_deploy.rally import load_tasks, rally_task
 from discovery_deploy.remote import Remote, side_by_side
+from discovery_deploy.smoke import SmokeRecord
+from discovery_deploy.testbed import Testbed
 from discovery_deploy.variables import rally_command
 from discovery_deploy.workspace import Workspace
 from tests.integration.leftovers import Snapshot, left_behind
 from tests.integration.test_experiment import Tool, pytestmark
-from tests.integration.topologies_bed import DELAY_S, SITES, Cloud, deployed, workloads
+from tests.integration.topologies_bed import DELAY_S, SITES, Cloud, deployed, experiment, ping, refusal, workloads
 
 __all__ = ["pytestmark"]
 
@@ -61,6 +69,26 @@ def cells(tool: Tool) -> Cloud:
 @pytest.fixture(scope="module")
 def shared_state(tool: Tool) -> Cloud:
     return deployed(tool, "shared-state")
+
+
+def smoked(tool: Tool, monkeypatch: pytest.MonkeyPatch, cut_limit_s: float) -> dict[tuple[str, str], list[bool]]:
+    """`discovery-deploy smoke`, with less patience while a site is cut off. (level, client's site) -> its verdicts."""
+    monkeypatch.setenv("DISCOVERY_DEPLOY_STATE", tool.environment["DISCOVERY_DEPLOY_STATE"])
+    monkeypatch.chdir(tool.folder)
+    monkeypatch.setattr(smoke, "CUT_LIMIT_S", cut_limit_s)
+    monkeypatch.setattr(smoke, "SETTLE_S", 0.0)
+    done = CliRunner().invoke(cli.app, ["smoke", "small.yaml"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    [path] = (tool.workspace / "smoke").iterdir()
+    record = SmokeRecord.model_validate_json(path.read_text())
+    path.unlink()  # the next topology's is another
+    assert smoke.table(record) in done.stdout
+    assert record.problems == ()
+    found: dict[tuple[str, str], list[bool]] = {}
+    for one in record.checks:
+        assert bool(one.reason) is not one.passed
+        found.setdefault((one.level, one.site), []).append(one.passed)
+    return found
 
 
 # centralized
@@ -112,6 +140,42 @@ def test_regions_serve_every_site(regions: Cloud) -> None:
     regions.serve_at_every_site("regions")
 
 
+def test_a_site_is_cut_off_and_works_again_afterwards(
+    tool: Tool, regions: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing passes meanwhile, in no direction; the WAN counts as not shaped until it is as it was."""
+    monkeypatch.setenv("DISCOVERY_DEPLOY_STATE", tool.environment["DISCOVERY_DEPLOY_STATE"])
+    made = Experiment.model_validate(experiment("regions"))
+    [setting] = settings(made)
+    workspace = Workspace(tool.workspace)
+    with workspace.lock():
+        testbed = Testbed(made, workspace, provider_named("local"), ConsoleAnnouncer(Console(stderr=True), False))
+        assert testbed.stale(setting) == ()
+        with testbed.cut_off(made, "rennes"):
+            assert testbed.stale(setting) == ("constrain", "verify")
+            for pair in (("nantes", "rennes"), ("rennes", "nantes")):
+                with pytest.raises(PlaybookError, match="100% packet loss"):
+                    ping(testbed, *pair)
+            assert "sign in: POST http://" in (lost := refusal(testbed, "rennes", 8))
+            assert "no answer within 8 s" in lost
+            assert refusal(testbed, "nantes", 30).startswith("ask for smoke-x: Nova in region")
+        for pair in (("nantes", "rennes"), ("rennes", "nantes")):
+            ping(testbed, *pair)
+        assert testbed.verify(made).problems == ()
+        assert testbed.stale(setting) == ()
+
+
+def test_smoke_of_regions(tool: Tool, regions: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The only database is at nantes: rennes, cut off from it, cannot even sign in, and nantes goes on."""
+    assert smoked(tool, monkeypatch, cut_limit_s=50) == {
+        ("L1", "nantes"): [True],
+        ("L1", "rennes"): [True, True],  # the second after the WAN has healed
+        ("L2.1", "nantes"): [True],
+        ("L3.2", "rennes"): [False],
+        ("L3.2", "nantes"): [True],
+    }
+
+
 # cells
 
 
@@ -149,6 +213,17 @@ def test_guests_at_two_sites_ping_each_other_across_the_wan(shared_state: Cloud)
         found = re.search(rf"^RTT {ports[other[site]][1]} ([\d.]+)/[\d.]+/[\d.]+ ms ", told, re.MULTILINE)
         assert found, told
         assert 2 * DELAY_S["shared-state"] <= float(found[1]) / 1000 <= 2 * DELAY_S["shared-state"] + GUESTS_OWN_S
+
+
+def test_smoke_of_shared_state(tool: Tool, shared_state: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two sites neither is a majority of the database, the brokers and OVN: while one is cut off, none goes on."""
+    assert smoked(tool, monkeypatch, cut_limit_s=60) == {
+        ("L1", "nantes"): [True],
+        ("L1", "rennes"): [True, True],
+        ("L2.1", "nantes"): [True],
+        ("L3.2", "rennes"): [False],
+        ("L3.2", "nantes"): [False],
+    }
 
 
 @pytest.mark.parametrize("unit", ["nova-compute@rennes-1", "nova-conductor", "rabbitmq-server"])

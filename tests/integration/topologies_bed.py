@@ -12,7 +12,11 @@ from openstack.config import OpenStackConfig
 from openstack.connection import Connection
 from openstack.exceptions import SDKException
 
+from discovery_deploy import cloud_probe
+from discovery_deploy.clients import accesses
+from discovery_deploy.inventory import HOST_PYTHON
 from discovery_deploy.remote import side_by_side
+from discovery_deploy.testbed import Testbed
 from tests.integration.test_experiment import Tool
 
 TOPOLOGIES: dict[str, dict[str, Any]] = {
@@ -119,6 +123,27 @@ def deployed(tool: Tool, topology: str, **campaign: Any) -> Cloud:
     tool.write({**experiment(topology), **({"campaign": campaign} if campaign else {})})
     tool("run" if campaign else "verify", "small.yaml")
     return Cloud(tool, topology)
+
+
+def ping(testbed: Testbed, source: str, destination: str) -> None:
+    """Two echoes from a site to another. Raises PlaybookError when none is answered."""
+    address = testbed.lease.at(destination).site_address
+    testbed.remote(testbed.lease.at(source).name, ["ping", "-c", "2", "-W", "1", address])
+
+
+def refusal(testbed: Testbed, site: str, limit_s: float) -> str:
+    """Why a client at a site cannot have a server of a size that is not there: it learns that from Nova."""
+    place: dict[str, Any] = {"name": "x", "site": site, "region": site, "computes": ["x"], "kind": "fake"}
+    specification = {
+        "task": "operate",
+        "auth_url": accesses(testbed.experiment, testbed.lease)[site].auth_url,
+        "password": testbed.secrets.admin_password,
+        "places": [{**place, "flavor": "none such"}],
+        "limit_s": limit_s,
+    }
+    command = [HOST_PYTHON, "-I", "-S", "-"]
+    text = testbed.remote(testbed.lease.at(site).name, command, cloud_probe.call(specification), limit_s + 90)
+    return str(json.loads(text)["error"])
 
 
 def workloads(rally_json: Path) -> list[dict[str, Any]]:

@@ -132,7 +132,7 @@ def test_the_next_glance_is_asked_when_one_has_another_file(glances: Glances) ->
 def test_an_image_that_none_has_is_named_and_nothing_stays_in_the_store(glances: Glances) -> None:
     glances.store("paris", kernel=b"something else")
     lyon = glances.store("lyon")
-    with pytest.raises(cloud.CloudError, match=r"kernel \(id-kernel\) from .*/paris: what came is not the image"):
+    with pytest.raises(cloud.CloudError, match=r"kernel \(id-kernel\) from .*/paris: the content has another hash"):
         bring(glances, "paris", limit_s=5)
     assert list(lyon.iterdir()) == []
 
