@@ -13,10 +13,11 @@ from typing import Any
 import pyarrow as pa
 from execo_engine import ParamSweeper
 
-from discovery_deploy import __version__, bench, bookings, campaign, rally, variables, wan
+from discovery_deploy import __version__, bookings, campaign, rally, variables, wan
+from discovery_deploy.bench import Clients
 from discovery_deploy.campaign import Run, Setting
 from discovery_deploy.errors import MeasurementError
-from discovery_deploy.model import Scenario
+from discovery_deploy.model import Experiment, Scenario
 from discovery_deploy.phases import digest
 from discovery_deploy.provenance import machine_facts, tool_commit
 from discovery_deploy.providers.base import Lease
@@ -65,6 +66,9 @@ class Driver:
         self.retry_invalid = retry_invalid
         self.tasks = rally.load_tasks()
         self.settings: Sequence[Setting] = campaign.settings(self.experiment)
+        self._clients: Clients | None = None
+        self._clients_of = ""
+        """The deployment that the clients are kept for."""
 
     # what is to be done
 
@@ -135,7 +139,10 @@ class Driver:
         """All pending runs, setting by setting, after smoke. Raises the first error that is not a result of Rally's."""
         pending = self.pending()
         if pending:  # (execo takes an empty list of combinations for none given)
-            self._bench(pending)
+            try:
+                self._bench(pending)
+            finally:
+                self._end_clients()
         else:
             self.announce.line("every run has its result")
         for setting in self.settings:  # whose runs were all there already, or that have none
@@ -179,6 +186,8 @@ class Driver:
                 self._tell_time(len(pending) - done, (time.monotonic() - began) / done)
             try:
                 setting = run.setting
+                if self._clients_of != self.testbed.wanted(setting.experiment)["deploy"]:
+                    self._end_clients()  # before what they ask goes
                 wanted = self._hosts_hash(setting)
                 if hosts not in (None, wanted):
                     self.collect()  # before these hosts go
@@ -217,9 +226,8 @@ class Driver:
         hosts = [testbed.lease.at(site, "bench") for site in experiment.bench_sites()]
         task = rally.rally_task(self.tasks[run.scenario.task], run.scenario)
         folder = self.workspace.runs / run.id
-        command = variables.rally_command(testbed.environments(experiment))
         started = time.monotonic()
-        results = bench.load(testbed.remote, hosts, run.id, task, command, run.scenario.times, folder)
+        results = self._kept_clients(experiment).load(hosts, run.id, task, run.scenario.times, folder)
         self.workspace.note("rally ended", run=run.id, seconds=round(time.monotonic() - started, 3))
         self.announce.line("the WAN is measured again")
         after = testbed.verify(experiment)
@@ -261,6 +269,18 @@ class Driver:
         self.workspace.save(f"runs/{run.id}/record.json", record)
         self.workspace.note("run ended", run=run.id, status=record.status, problems=list(record.problems))
         return after
+
+    def _kept_clients(self, experiment: Experiment) -> Clients:
+        """Rally's processes on the bench hosts, kept for the runs of a deployment."""
+        if self._clients is None:
+            self._clients = Clients(self.testbed.remote, variables.rally_command(self.testbed.environments(experiment)))
+            self._clients_of = self.testbed.wanted(experiment)["deploy"]
+        return self._clients
+
+    def _end_clients(self) -> None:
+        if self._clients is not None:
+            self._clients.close()
+            self._clients = None
 
     # telling it
 

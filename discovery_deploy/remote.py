@@ -78,6 +78,11 @@ class Remote:
         """The ssh command line; the words of `command` reach the host as they are."""
         return ["ssh", "-F", str(self.ssh_config), host, *([shlex.join(command)] if command else [])]
 
+    def arguments_alone(self, host: str, command: Sequence[str]) -> list[str]:
+        """As `arguments`, over a connection of its own: when ssh ends, so does the command's standard input."""
+        ssh, *words = self.arguments(host, command)
+        return [ssh, "-S", "none", *words]
+
     def __call__(self, host: str, command: Sequence[str], stdin: str = "", timeout_s: float = 60.0) -> str:
         """Run a command on a host; its standard output.
 

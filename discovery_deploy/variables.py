@@ -125,9 +125,9 @@ def database_hosts(experiment: Experiment, lease: Lease) -> tuple[LeasedHost, ..
     return tuple(lease.at(site, "database") for site in experiment.database_sites())
 
 
-def rally_command(environments: EnvironmentsInterface) -> str:
-    """The command line of Rally on bench hosts, up to its subcommand."""
-    return f"{environments.rally.path}/bin/rally --config-file {RALLY_DIRECTORY}/rally.conf"
+def rally_command(environments: EnvironmentsInterface) -> tuple[str, str]:
+    """Rally's Python on bench hosts, and its configuration."""
+    return f"{environments.rally.path}/bin/python", f"{RALLY_DIRECTORY}/rally.conf"
 
 
 def variables(experiment: Experiment, lease: Lease, secrets: Secrets, environments: EnvironmentsInterface) -> Variables:

@@ -63,7 +63,8 @@ def test_rally_asks_the_keystone_of_its_own_site() -> None:
     }
     assert "rally_region" not in told_all.hosts["oslo-1"]
     assert variables.rally_command(ENVIRONMENTS) == (
-        "/opt/discovery-deploy/rally-bb/bin/rally --config-file /var/lib/discovery-deploy/rally/rally.conf"
+        "/opt/discovery-deploy/rally-bb/bin/python",
+        "/var/lib/discovery-deploy/rally/rally.conf",
     )
 
 
