@@ -67,7 +67,9 @@ cat > /run/spec.json <<END
 {"existing@openstack": {
   "auth_url": "@auth_url@", "region_name": "@region_name@", "endpoint_type": "public", "https_insecure": false,
   "admin": {"username": "admin", "password": "@password@", "project_name": "admin",
-            "user_domain_name": "Default", "project_domain_name": "Default"}}}
+            "user_domain_name": "Default", "project_domain_name": "Default"},
+  "users": [{"username": "@user@", "password": "@user_password@", "project_name": "@user@",
+             "user_domain_name": "Default", "project_domain_name": "Default"}]}}
 END
 echo "I: making Rally's database"
 "$PREFIX/bin/rally" --config-file /run/rally.conf db create

@@ -44,6 +44,8 @@ class Secrets(Strict):
     """Of the services' users at the brokers."""
     broker_cookie: str = ""
     """By which the members of a broker cluster know each other."""
+    bench_password: str = ""
+    """Of the users that Rally acts as."""
 
     @classmethod
     def generate(cls) -> Secrets:
@@ -59,13 +61,13 @@ class Secrets(Strict):
 
     def completed(self) -> Secrets:
         """These, and new ones for what a file of an older version does not hold: what is deployed stays reachable."""
-        later = ("service_password", "broker_password", "broker_cookie")
+        later = ("service_password", "broker_password", "broker_cookie", "bench_password")
         return self.model_copy(update={name: random.token_hex(20) for name in later if not getattr(self, name)})
 
     def values(self) -> tuple[str, ...]:
         """Every secret text, for searches that must find none of them."""
         passwords = (self.admin_password, self.check_password, self.database_password)
-        later = (self.service_password, self.broker_password, self.broker_cookie)
+        later = (self.service_password, self.broker_password, self.broker_cookie, self.bench_password)
         return passwords + later + self.token_keys + self.receipt_keys + self.credential_keys
 
 
@@ -125,6 +127,11 @@ def database_hosts(experiment: Experiment, lease: Lease) -> tuple[LeasedHost, ..
     return tuple(lease.at(site, "database") for site in experiment.database_sites())
 
 
+def bench_user(site: str) -> str:
+    """The user of Rally's at a site, and its project: each has its own, as roles of one would add up."""
+    return f"rally-{site}"
+
+
 def rally_command(environments: EnvironmentsInterface) -> tuple[str, str]:
     """Rally's Python on bench hosts, and its configuration."""
     return f"{environments.rally.path}/bin/python", f"{RALLY_DIRECTORY}/rally.conf"
@@ -149,7 +156,8 @@ def variables(experiment: Experiment, lease: Lease, secrets: Secrets, environmen
         hosts[host.name] |= {"memcached_address": host.site_address, "memcached_port": MEMCACHED_PORT}
     for host in role_hosts(experiment, lease, "bench"):
         url = services.url("keystone", host.site)
-        hosts[host.name] |= {"rally_region": found.region_of[host.site], "rally_auth_url": url}
+        own = {"rally_region": found.region_of[host.site], "rally_auth_url": url, "rally_user": bench_user(host.site)}
+        hosts[host.name] |= own
     for name, told in services.hosts().items():
         hosts[name] |= told
     shared = {
@@ -163,6 +171,9 @@ def variables(experiment: Experiment, lease: Lease, secrets: Secrets, environmen
         "rally_environment": environments.rally.path,
         "rally_directory": RALLY_DIRECTORY,
         "rally_password": secrets.admin_password,
+        "rally_user_password": secrets.bench_password,
+        "keystone_bench_users": [bench_user(host.site) for host in role_hosts(experiment, lease, "bench")],
+        "keystone_bench_password": secrets.bench_password,
     }
     return Variables(shared=shared | _keystone(secrets) | services.shared(environments), hosts=hosts)
 

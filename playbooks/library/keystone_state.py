@@ -7,7 +7,7 @@ from ansible.module_utils.database_program import run
 
 DOCUMENTATION = """
 module: keystone_state
-short_description: The administrator's password, a region for each site, endpoints, and the services' own users
+short_description: The administrator's password, a region for each site, endpoints, and the services' and clients' users
 description:
   - Runs once for all sites, by Keystone's own Python, in one transaction over Keystone's own database connection, so
     that it works before any Keystone does and costs one process for any number of sites.
@@ -19,6 +19,9 @@ options:
   endpoints: {description: "region, service, type and url of services.", type: list, elements: dict, default: []}
   service_users: {description: Users in the project service., type: list, elements: str, default: []}
   service_password: {description: Their password., type: str, default: ''}
+  bench_users: {description: "Users with the role member, each in a project of its name.", type: list, elements: str,
+    default: []}
+  bench_password: {description: Their password., type: str, default: ''}
 """
 PROGRAM = r"""
 import datetime, uuid
@@ -81,23 +84,31 @@ def set_endpoints(service_name, service_type, wanted):
             insert(key[0], "endpoint", id=uuid.uuid4().hex, interface=key[1], service_id=service, url=address,
                    extra="{}", enabled=1, region_id=key[0])
 
-def set_service_user(name, project, roles):
+def set_project(name):
+    project = identity("project", name=name, domain_id="default")
+    if project is None:
+        project = uuid.uuid4().hex
+        insert(name, "project", id=project, name=name, extra="{}", description="", enabled=1, domain_id="default",
+               parent_id="default", is_domain=0)
+    return project
+
+def set_user(name, project, roles, password):
     user = identity("local_user", name=name, domain_id="default")
     if user is None:
         row = uuid.uuid4().hex
         insert(name, "user", id=row, extra="{}", enabled=1, default_project_id=project, domain_id="default",
                created_at=now)
         insert(name, "local_user", user_id=row, domain_id="default", name=name)
-        insert(name, "password", local_user_id=cursor.lastrowid, self_service=0, password_hash=service_hash(),
+        insert(name, "password", local_user_id=cursor.lastrowid, self_service=0, password_hash=hash_of(password),
                created_at=now, created_at_int=int(now.timestamp() * 1000000))
     else:
         cursor.execute("SELECT p.id, p.password_hash FROM password p WHERE p.local_user_id = %s"
                        " ORDER BY p.created_at_int DESC LIMIT 1", (user,))
-        password, hashed = cursor.fetchone()
-        if hashed != known_hash.get("hash") and not is_password(asked["service_password"], hashed or ""):
-            change(name, "UPDATE password SET password_hash = %s WHERE id = %s", service_hash(), password)
+        at, hashed = cursor.fetchone()
+        if hashed != known_hashes.get(password) and not is_password(password, hashed or ""):
+            change(name, "UPDATE password SET password_hash = %s WHERE id = %s", hash_of(password), at)
         else:
-            known_hash["hash"] = hashed
+            known_hashes[password] = hashed
         cursor.execute("SELECT user_id FROM local_user WHERE id = %s", (user,))
         (row,) = cursor.fetchone()
     for role in roles:
@@ -106,23 +117,23 @@ def set_service_user(name, project, roles):
         if not cursor.fetchone():
             insert(name, "assignment", type="UserProject", actor_id=row, target_id=project, role_id=role, inherited=0)
 
-# one hash for all services' users, since they have one password and hashing takes a third of a second
-known_hash = {}
+# one hash for all users of a password, since hashing takes a third of a second
+known_hashes = {}
 
-def service_hash():
-    if "hash" not in known_hash:
-        known_hash["hash"] = new_hash(asked["service_password"])
-    return known_hash["hash"]
+def hash_of(password):
+    if password not in known_hashes:
+        known_hashes[password] = new_hash(password)
+    return known_hashes[password]
 
 def set_service_users():
-    project = identity("project", name="service", domain_id="default")
-    if project is None:
-        project = uuid.uuid4().hex
-        insert("service", "project", id=project, name="service", extra="{}", description="", enabled=1,
-               domain_id="default", parent_id="default", is_domain=0)
+    project = set_project("service")
     roles = [identity("role", name=name) for name in ("admin", "service")]
     for name in asked["service_users"]:
-        set_service_user(name, project, roles)
+        set_user(name, project, roles, asked["service_password"])
+
+def set_bench_users():
+    for name in asked["bench_users"]:
+        set_user(name, set_project(name), [identity("role", name="member")], asked["bench_password"])
 
 KEYSTONE = {("keystone", "identity")}
 INTERFACES = ("public", "internal", "admin")
@@ -138,6 +149,7 @@ with connection, connection.cursor() as cursor:
                                     for interface in INTERFACES})
     if asked["service_users"]:
         set_service_users()
+    set_bench_users()
     for name in sorted(unwanted):
         change(name, "DELETE FROM region WHERE id = %s", name)
     connection.commit()
@@ -157,6 +169,8 @@ def main() -> None:
             "endpoints": {"type": "list", "elements": "dict", "default": [], "options": parts},
             "service_users": {"type": "list", "elements": "str", "default": []},
             "service_password": {"type": "str", "default": "", "no_log": True},
+            "bench_users": {"type": "list", "elements": "str", "default": []},
+            "bench_password": {"type": "str", "default": "", "no_log": True},
         }
     )
     asked = {name: value for name, value in module.params.items() if name != "environment_directory"}

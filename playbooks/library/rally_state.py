@@ -23,6 +23,8 @@ options:
   auth_url: {description: Of the site's Keystone., type: str, required: true}
   region_name: {description: The site's region., type: str, required: true}
   password: {description: Of the user admin., type: str, required: true}
+  user: {description: "A user without rights, and its project.", type: str, required: true}
+  user_password: {description: Its password., type: str, required: true}
 """
 MARKED = (("envs", "spec"), ("platforms", "plugin_spec"), ("platforms", "platform_data"))
 """Columns with JSON texts in which marks stand."""
@@ -66,18 +68,19 @@ def environment_uuid(database: Path) -> str:
 
 def main() -> None:
     """Make rally.db as it should be, and its environment the one that commands use."""
-    texts = ("auth_url", "region_name")
+    texts = ("auth_url", "region_name", "user")
+    passwords = ("password", "user_password")
     module = AnsibleModule(
         argument_spec={
             "environment_directory": {"type": "path", "required": True},
             "directory": {"type": "path", "required": True},
             **{name: {"type": "str", "required": True} for name in texts},
-            "password": {"type": "str", "required": True, "no_log": True},
+            **{name: {"type": "str", "required": True, "no_log": True} for name in passwords},
         }
     )
     seed = Path(module.params["environment_directory"]) / "share/discovery-deploy/rally.db"
     database = Path(module.params["directory"]) / "rally.db"
-    marks = {f"@{name}@": module.params[name] for name in (*texts, "password")}
+    marks = {f"@{name}@": module.params[name] for name in (*texts, *passwords)}
     os.umask(0o077)
     database.parent.mkdir(parents=True, exist_ok=True)
     database.parent.chmod(0o700)

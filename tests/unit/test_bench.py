@@ -40,6 +40,7 @@ def runs(pid: int) -> bool:
 
 def gone(started: Path) -> bool:
     """Whether the process whose id a file holds ends soon."""
+    assert within(10, lambda: started.exists() and started.read_text() != "")
     pid = int(started.read_text())
     return within(10, lambda: not runs(pid))
 

@@ -60,6 +60,7 @@ def test_rally_asks_the_keystone_of_its_own_site() -> None:
     assert told_all.hosts["ny-bench"] == {
         "rally_region": "new-york",
         "rally_auth_url": "http://10.128.1.10:5000/v3",
+        "rally_user": "rally-new-york",
     }
     assert "rally_region" not in told_all.hosts["oslo-1"]
     assert variables.rally_command(ENVIRONMENTS) == (
@@ -75,7 +76,7 @@ def test_equal_experiments_give_equal_variables() -> None:
 def test_secrets_are_new_each_time_and_long_enough() -> None:
     first, second = Secrets.generate(), Secrets.generate()
     assert not set(first.values()) & set(second.values())
-    assert len(set(first.values())) == len(first.values()) == 12
+    assert len(set(first.values())) == len(first.values()) == 13
     assert all(len(value) >= 32 for value in first.values())
 
 
@@ -90,7 +91,7 @@ def test_secrets_survive_a_file() -> None:
 
 
 def test_a_secrets_file_of_an_older_version_keeps_what_it_has_and_gets_the_rest() -> None:
-    later = {"service_password", "broker_password", "broker_cookie"}
+    later = {"service_password", "broker_password", "broker_cookie", "bench_password"}
     old = Secrets.model_validate(Secrets.generate().model_dump(exclude=later))
     completed = old.completed()
     assert completed.model_dump(exclude=later) == old.model_dump(exclude=later)
