@@ -15,9 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from discovery_deploy import rally_process
+from discovery_deploy import rally, rally_process
 from discovery_deploy.errors import DiscoveryError
-from discovery_deploy.model import Strict
+from discovery_deploy.model import Scenario, Strict
 from discovery_deploy.providers.base import LeasedHost
 from discovery_deploy.remote import Remote, side_by_side
 
@@ -277,3 +277,53 @@ def load(
     """One task by clients that are not kept. As `Clients.load`."""
     with Clients(remote, rally) as clients:
         return clients.load(hosts, run_id, task, times, to)
+
+
+# what came home
+
+
+def rally_report(folder: Path) -> Any:
+    """Rally's JSON report in a folder, or None when it is missing or cut off."""
+    try:
+        return json.loads((folder / "rally.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def rally_problems(folder: Path, results: Sequence[SiteResult], scenario: Scenario) -> tuple[str, ...]:
+    """Why what Rally left of a run at each site cannot stand for it; empty when all can."""
+    return tuple(
+        problem
+        for result in results
+        for problem in (
+            [result.problem]
+            if result.problem
+            else [
+                f"Rally at {result.site}: {told}"
+                for told in rally.problems(rally_report(folder / result.site), scenario)
+            ]
+        )
+    )
+
+
+def all_failed(folder: Path, results: Sequence[SiteResult]) -> tuple[str, ...]:
+    """Sites whose clients had no iteration that succeeded: nothing was measured there but an error."""
+    firsts = [(result.site, rally.all_failed(rally_report(folder / result.site))) for result in results]
+    return tuple(f"every iteration at {site} failed; the first error: {error}" for site, error in firsts if error)
+
+
+def start_skew(folder: Path, results: Sequence[SiteResult]) -> dict[str, float]:
+    """Fields of the record about when the sites' clients began; empty with one client, or when one never began."""
+    skew_s = rally.start_skew({one.site: (rally_report(folder / one.site), one.clock_ahead_s) for one in results})
+    if skew_s is None:
+        return {}
+    error_s = sum(sorted(one.clock_error_s for one in results)[-2:])
+    return {"start_skew_s": round(skew_s, 6), "start_skew_error_s": round(error_s, 6)}
+
+
+def skew_problems(skew: Mapping[str, float], limit_s: float) -> tuple[str, ...]:
+    """Why clients that began so far apart do not count as begun together; empty when they do."""
+    if skew.get("start_skew_s", 0.0) <= limit_s:
+        return ()
+    between = f"{skew['start_skew_s'] * 1000:.0f} ms"
+    return (f"the sites' first requests lie {between} apart, more than {limit_s * 1000:g} ms (campaign.start_skew)",)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import time
@@ -14,7 +13,7 @@ import pyarrow as pa
 from execo_engine import ParamSweeper
 
 from discovery_deploy import __version__, bookings, campaign, rally, variables, wan
-from discovery_deploy.bench import Clients
+from discovery_deploy.bench import Clients, all_failed, rally_problems, rally_report, skew_problems, start_skew
 from discovery_deploy.campaign import Run, Setting
 from discovery_deploy.errors import MeasurementError
 from discovery_deploy.model import Experiment, Scenario
@@ -26,20 +25,6 @@ from discovery_deploy.smoke import SmokeRecord
 from discovery_deploy.smoke_acts import Smoke, raise_on_problems
 from discovery_deploy.testbed import SOFTWARE, Testbed
 from discovery_deploy.workspace import now
-
-
-def rally_report(folder: Path) -> Any:
-    """Rally's JSON report in a folder, or None when it is missing or cut off."""
-    try:
-        return json.loads((folder / "rally.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-
-
-def _all_failed(folder: Path, results: Sequence[bench.SiteResult]) -> tuple[str, ...]:
-    """Sites whose clients had no iteration that succeeded: nothing was measured there but an error."""
-    firsts = [(result.site, rally.all_failed(rally_report(folder / result.site))) for result in results]
-    return tuple(f"every iteration at {site} failed; the first error: {error}" for site, error in firsts if error)
 
 
 class PlannedRun(Run):
@@ -77,9 +62,10 @@ class Driver:
         experiment = setting.experiment
         hashes = self.testbed.wanted(experiment)
         template = self.tasks[scenario.task].model_dump(mode="json")
+        together = (experiment.campaign.start_skew,) if experiment.campaign.load == "high" else ()
         return digest(
             hashes["verify"], scenario.model_dump(mode="json"), template, experiment.campaign.load,
-            experiment.bench_sites(),
+            experiment.bench_sites(), *together,
         )  # fmt: skip
 
     def planned(self) -> list[PlannedRun]:
@@ -231,18 +217,8 @@ class Driver:
         self.workspace.note("rally ended", run=run.id, seconds=round(time.monotonic() - started, 3))
         self.announce.line("the WAN is measured again")
         after = testbed.verify(experiment)
-        rally_problems = tuple(
-            problem
-            for result in results
-            for problem in (
-                [result.problem]
-                if result.problem
-                else [
-                    f"Rally at {result.site}: {told}"
-                    for told in rally.problems(rally_report(folder / result.site), run.scenario)
-                ]
-            )
-        )
+        failures = rally_problems(folder, results, run.scenario)
+        skew = start_skew(folder, results)
         record = RunRecord(
             id=run.id,
             fingerprint=run.fingerprint,
@@ -251,16 +227,18 @@ class Driver:
             repetition=run.repetition,
             load=experiment.campaign.load,
             placements=campaign.placements(experiment, testbed.shapes(experiment)),
-            status="failed" if rally_problems else "done",
+            status="failed" if failures else "done",
             problems=(
-                *rally_problems,
-                *_all_failed(folder, results),
+                *failures,
+                *all_failed(folder, results),
+                *skew_problems(skew, experiment.campaign.start_skew),
                 *(f"WAN before the run: {problem}" for problem in before.problems),
                 *(f"WAN after the run: {problem}" for problem in after.problems),
             ),
             started_at=started_at,
             finished_at=now(),
             machine_load=(round(load_before, 2), round(os.getloadavg()[0], 2)),
+            **skew,
             wan_before=before,
             wan_after=after,
             code=testbed.proved,

@@ -268,6 +268,9 @@ class Campaign(Strict):
         "light",
         description="`light`: Rally at `bench_site` alone; `high`: at every site with a bench host, started together.",
     )
+    start_skew: Duration = Field(
+        0.5, description="`high`: a run whose sites' first requests lie further apart than this is not valid."
+    )
     bench_site: Name | None = Field(
         None, description="The site whose bench host runs Rally in `light`; default: the first."
     )

@@ -185,6 +185,23 @@ def all_failed(report: Any) -> str | None:
     return ": ".join(part for part in _error_text(first["error"]) if part) or "Rally names no error"
 
 
+def first_request_at(report: Any) -> float | None:
+    """When the first iteration of a report began, in seconds since the epoch by its host's clock; None without any."""
+    data = [iteration for workload in _workloads(report) for iteration in workload.get("data") or []]
+    return min((float(iteration["timestamp"]) for iteration in data if iteration.get("timestamp")), default=None)
+
+
+def start_skew(firsts: Mapping[str, tuple[Any, float]]) -> float | None:
+    """Seconds between the first requests of the first and the last of several sites; None when they cannot be compared.
+
+    Args:
+        firsts: site -> its report, and how far its host's clock is ahead of the driver's, in seconds.
+    """
+    begun = [(first_request_at(report), ahead_s) for report, ahead_s in firsts.values()]
+    at = [first - ahead_s for first, ahead_s in begun if first is not None]
+    return max(at) - min(at) if len(at) == len(begun) > 1 else None
+
+
 def _error_text(error: Any) -> tuple[str, str]:
     """(type, first line of the message) of an error as Rally writes it: [type, message, traceback], or a mapping."""
     if isinstance(error, Mapping):

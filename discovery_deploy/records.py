@@ -102,6 +102,10 @@ class RunRecord(Strict):
     finished_at: str
     machine_load: tuple[float, float] | None = None
     """Load average (1 minute) of the driving machine before and after; on provider `local` it is the hosts' too."""
+    start_skew_s: float | None = None
+    """Between the first requests of the first and the last site's client, clocks compared; None with one client."""
+    start_skew_error_s: float | None = None
+    """That number is right within so much: what comparing the clocks left open."""
     wan_before: WanReport | None
     wan_after: WanReport | None
     code: dict[str, HostCode] = {}

@@ -56,6 +56,10 @@ def test_every_setting_has_its_own_sites_and_clients(tool: Tool) -> None:
         "load light, sites nantes+rennes": (["nantes"], 2, []),
         "load high, sites nantes+rennes": (["nantes", "rennes"], 2, []),
     }
+    skews = {record["setting"]["label"]: record["start_skew_s"] for record in tool.records()}
+    assert {label for label, skew_s in skews.items() if skew_s is not None} == {"load high, sites nantes+rennes"}
+    assert 0 <= skews["load high, sites nantes+rennes"] <= 0.5, "both sites' first requests, by one clock"
+    assert "first requests of the sites of a run" in (tool.workspace / "report" / "report.html").read_text()
     reserved = [entry for entry in tool.journal() if entry["event"] == "phase ended" and entry["phase"] == "reserve"]
     assert len(reserved) == 2, "hosts change once"
     facts = {path.stem for path in (tool.workspace / "facts").iterdir()}

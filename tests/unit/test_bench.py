@@ -296,3 +296,37 @@ def test_when_one_site_is_not_ready_no_other_begins_and_their_processes_are_kept
     assert not (tmp_path / "nantes" / "rally.json").exists()
     assert [one.problem for one in clients.load([host("lyon"), host("nantes")], "two", {}, 1, tmp_path)] == ["", ""]
     assert sorted(here.started) == ["lyon-1", "nantes-1"]
+
+
+# when the sites' clients began
+
+
+def begun_at(folder: Path, site: str, *timestamps: float) -> None:
+    data = [{"timestamp": at, "duration": 1.0, "error": [], "atomic_actions": []} for at in timestamps]
+    (folder / site).mkdir()
+    content = {"tasks": [{"status": "finished", "subtasks": [{"workloads": [{"data": data}]}]}]}
+    (folder / site / "rally.json").write_text(json.dumps(content))
+
+
+def test_the_skew_is_between_first_requests_by_one_clock(tmp_path: Path) -> None:
+    begun_at(tmp_path, "lyon", 1003.0, 1000.0)
+    begun_at(tmp_path, "nantes", 1012.3, 1015.0)  # its clock is 12 s ahead
+    lyon = bench.SiteResult(site="lyon", clock_error_s=0.001)
+    nantes = bench.SiteResult(site="nantes", clock_ahead_s=12.0, clock_error_s=0.002)
+    assert bench.start_skew(tmp_path, [lyon, nantes]) == {"start_skew_s": 0.3, "start_skew_error_s": 0.003}
+    assert bench.start_skew(tmp_path, [lyon]) == {}
+
+
+def test_sites_that_begin_too_far_apart_make_the_run_not_valid() -> None:
+    assert bench.skew_problems({"start_skew_s": 0.5, "start_skew_error_s": 0.0}, 0.5) == ()
+    assert bench.skew_problems({"start_skew_s": 0.62, "start_skew_error_s": 0.0}, 0.5) == (
+        "the sites' first requests lie 620 ms apart, more than 500 ms (campaign.start_skew)",
+    )
+    assert bench.skew_problems({}, 0.5) == ()
+
+
+def test_a_site_without_any_iteration_gives_no_skew(tmp_path: Path) -> None:
+    begun_at(tmp_path, "lyon", 1000.0)
+    begun_at(tmp_path, "nantes")
+    sites = [bench.SiteResult(site=site) for site in ("lyon", "nantes", "rennes")]
+    assert bench.start_skew(tmp_path, sites) == {}
