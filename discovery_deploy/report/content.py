@@ -402,14 +402,6 @@ def load_range(runs: Sequence[RunRecord]) -> str:
     return f"{min(before):.1f} to {max(before):.1f} before runs, {min(after):.1f} to {max(after):.1f} after"
 
 
-def start_skews(runs: Sequence[RunRecord]) -> list[tuple[str, str]]:
-    """How far apart the first requests of several sites' clients were; empty when no run had several."""
-    skews_s = [run.start_skew_s for run in runs if run.start_skew_s is not None]
-    if not skews_s:
-        return []
-    return [("first requests of the sites of a run", f"at most {text.seconds(max(skews_s))} apart")]
-
-
 def provenance_view(provenance: Provenance, runs: Sequence[RunRecord]) -> dict[str, Any]:
     """Provenance as tables: packages side by side, hosts that differ made visible."""
     packages: dict[str, dict[str, list[str]]] = {}
@@ -422,7 +414,11 @@ def provenance_view(provenance: Provenance, runs: Sequence[RunRecord]) -> dict[s
         "commit": provenance.tool_commit or "not known (no checkout)",
         "provider": provenance.provider,
         "router": provenance.wan_router,
-        "machine": [*provenance.machine.items(), ("load average (1 minute)", load_range(runs)), *start_skews(runs)],
+        "machine": [
+            *provenance.machine.items(),
+            ("load average (1 minute)", load_range(runs)),
+            *text.start_skews(run.start_skew_s for run in runs),
+        ],
         "hashes": list(provenance.hashes.items()),
         "phases": [(phase, text.seconds(value)) for phase, value in provenance.phase_seconds.items()],
         "hosts": provenance.hosts,

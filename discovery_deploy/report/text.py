@@ -6,7 +6,7 @@ Every number of a report comes from here, so that tables, sentences and figures 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -189,3 +189,9 @@ def no_fit_sentence(refused: NoFit) -> str:
     """Why there is no fit."""
     where = f"{refused.group}, from {refused.site}" if refused.group else f"From {refused.site}"
     return f"{where}: no fit, because {refused.reason}."
+
+
+def start_skews(skews_s: Iterable[float | None]) -> list[tuple[str, str]]:
+    """A row that says how far apart the first requests of several sites' clients were; none when no run had several."""
+    known = [skew_s for skew_s in skews_s if skew_s is not None]
+    return [("first requests of the sites of a run", f"at most {seconds(max(known))} apart")] if known else []
