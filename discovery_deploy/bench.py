@@ -79,6 +79,7 @@ class Process:
         remote(host, ["sh", "-c", f"umask 077; mkdir -p -m 700 {REMOTE_RUNS} && cat > {PROGRAM}"], stdin=text)
         python, configuration = rally
         command = ["systemd-run", f"--unit={UNIT}", "--collect", "--wait", "--quiet", "--pipe",
+                   "--setenv=PYTHONSAFEPATH=1",  # the program lies among the runs
                    python, PROGRAM, configuration, REMOTE_RUNS]  # fmt: skip
         self._loaded = False
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this

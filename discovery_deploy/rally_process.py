@@ -218,8 +218,12 @@ class Runs:
 
 
 def load() -> str:
-    """Import Rally and all plugins. Returns its version."""
+    """Import Rally and all plugins. Returns its version.
+
+    Tasks may say what the clean-up by the administrator looks for: it is Rally's own context, which Rally hides.
+    """
     _part("rally.plugins").load()
+    _part("rally.task.context").Context.get("admin_cleanup@openstack", allow_hidden=True)._meta_set("hidden", False)
     for name in ("rally.api", "rally.task.engine", "rally.task.processing.plot"):
         _part(name)
     return str(_part("rally.common.version").version_string())

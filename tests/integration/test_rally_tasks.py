@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import rally, stack
+from discovery_deploy import rally, rally_process, stack
 from discovery_deploy.model import Scenario
 
 pytestmark = pytest.mark.integration
 Problems = Callable[[list[dict[str, Any]]], list[list[str]]]
 PROGRAM = """\
 import json, sys
-from rally.plugins import load
+exec(sys.argv[1])
 load()
 from rally.task import context, runner, scenario, sla
 
@@ -36,10 +36,12 @@ def checked(subtask):
 print(json.dumps([checked(subtask) for subtask in json.load(sys.stdin)]))
 """
 """What `rally task validate` does first; the rest of it needs a running OpenStack."""
+LOADER = Path(rally_process.__file__).read_text().replace('if __name__ == "__main__":', "if False:")
+"""The program that runs tasks, for its way to load Rally."""
 
 
-INSIDE = 'mount --bind "$1" "$0/mnt" && exec chroot "$0" /mnt/bin/python -c "$2"'
-"""With the hosts' own Python: image, environment and program are the words after it."""
+INSIDE = 'mount --bind "$1" "$0/mnt" && exec chroot "$0" /mnt/bin/python -c "$2" "$3"'
+"""With the hosts' own Python: image, environment and programs are the words after it."""
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def problems(image: Path) -> Problems:
     environment = cache / "environments" / stack.rally_environment(cache, image, print).name
 
     def found(subtasks: list[dict[str, Any]]) -> list[list[str]]:
-        command = ["unshare", "--mount", "sh", "-c", INSIDE, str(image), str(environment), PROGRAM]
+        command = ["unshare", "--mount", "sh", "-c", INSIDE, str(image), str(environment), PROGRAM, LOADER]
         done = subprocess.run(
             command, input=json.dumps(subtasks), capture_output=True, text=True, timeout=120, check=True
         )

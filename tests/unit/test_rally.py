@@ -160,6 +160,7 @@ def test_a_rally_task_is_complete(tasks: dict[str, rally.TaskTemplate]) -> None:
     assert subtask["scenario"] == {"KeystoneBasic.create_and_list_users": {"domain_name": "other"}}
     assert subtask["runner"] == {"constant": {"times": 30, "concurrency": 2}}
     assert subtask["contexts"]["users"] == {}
+    assert subtask["contexts"]["admin_cleanup@openstack"] == ["keystone.user"]
     assert subtask["contexts"]["api_versions@openstack"] == {"keystone": {"version": "3"}}
     assert subtask["sla"] == {"failure_rate": {"max": 0}}
     assert json.loads(json.dumps(made)) == made
