@@ -58,6 +58,16 @@ def stop_old_run(remote: Remote, host: str) -> None:
         remote(host, ["systemctl", "stop", f"{UNIT}.service"], timeout_s=60.0)
 
 
+def stop(remote: Remote, hosts: Sequence[LeasedHost]) -> None:
+    """End Rally on hosts, after an interruption: a host that does not answer is left to the next run."""
+
+    def one(host: LeasedHost) -> None:
+        with suppress(DiscoveryError):
+            stop_old_run(remote, host.name)
+
+    side_by_side(one, hosts)
+
+
 class Lost(Exception):  # noqa: N818 - it is caught here
     """Rally's process on a host, or the way to it, is gone, or gives no answer."""
 
@@ -190,9 +200,11 @@ class Clients:
 
         try:
             return side_by_side(one, hosts)
-        except BaseException:
+        except BaseException as error:
             together.abort()
             self.close()
+            if isinstance(error, KeyboardInterrupt):
+                stop(self.remote, hosts)  # seen to have ended, before the driver does
             raise
 
     def _process(self, host: str) -> Process:

@@ -285,6 +285,7 @@ def main() -> None:
     runs = Runs(Path(root), rally_act(config), 0, answers)
     runs.say({"loaded": load()})
     runs.serve()
+    os._exit(0)  # at once: putting away what was loaded takes seconds
 
 
 if __name__ == "__main__":
