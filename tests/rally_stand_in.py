@@ -33,7 +33,9 @@ def act(
     tell(b"v")
     if "started" in task:
         process = subprocess.Popen(["sleep", "1000"])
-        Path(task["started"]).write_text(str(process.pid))
+        written = Path("started.new")
+        written.write_text(str(process.pid))
+        written.replace(task["started"])
     time.sleep(task.get("set_up_s", 0))
     tell(b"r")
     wait()
