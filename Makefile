@@ -43,6 +43,7 @@ $(TEST_STAMP): $(STAMP)
 install: $(STAMP) ## Install the tool into .venv
 
 demo: $(STAMP) ## The quickstart: from a bare Debian 12 to a report
+	$(BIN)/discovery-deploy doctor experiments/quickstart.yaml
 	$(BIN)/discovery-deploy run experiments/quickstart.yaml
 
 style: $(TEST_STAMP)

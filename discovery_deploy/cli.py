@@ -287,17 +287,29 @@ def extend(
 
 @app.command(name="doctor")
 def doctor_command(
-    provider: Annotated[str, typer.Option(help=f"Which provider: {', '.join(PROVIDERS)}.")] = "local",
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[FILE]", help="An experiment: its provider, and memory for it.", show_default=False),
+    ] = None,
+    provider: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Which provider: {', '.join(PROVIDERS)}.  [default: the file's, or local]", show_default=False
+        ),
+    ] = None,
 ) -> None:
-    """Say what this machine lacks for a provider, and the command that mends it (on standard output)."""
-    places = [stack.cache_directory()]
-    found = doctor.lacks(provider_named(provider), places)
-    for lack in found:
+    """Try what is needed on this machine; say what is missing, and the command that mends it (on standard output)."""
+    experiment = opening.open_experiment(file).experiment if file else None
+    provider = provider or (experiment.provider.type if experiment else "local")
+    found = doctor.look(provider, experiment, _announcer(False).line)
+    for note in found.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    for lack in found.lacks:
         console.print(f"missing: {lack.what}", markup=False, highlight=False, soft_wrap=True)
         if lack.command:
             sys.stdout.write(lack.command + "\n")
-    console.print(cache.size_line(places[0]), markup=False, highlight=False, soft_wrap=True)
-    if found:
+    console.print(cache.size_line(stack.cache_directory()), markup=False, highlight=False, soft_wrap=True)
+    if found.lacks:
         raise typer.Exit(EXIT_TESTBED)
     console.print(f"nothing is missing for provider {provider}", highlight=False)
 

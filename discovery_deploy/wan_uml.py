@@ -240,7 +240,7 @@ class UmlRouter:
         end = time.monotonic() + BOOT_LIMIT_S
         while not (self.directory / "ready").exists():
             if (self.directory / "process").exists() and not self.alive():
-                raise self._dead("did not start")
+                raise self._dead("did not start", "Run `discovery-deploy doctor`: it starts this kernel alone.")
             if time.monotonic() > end:
                 raise self._dead(f"was not ready after {BOOT_LIMIT_S:g} s")
             time.sleep(0.02)
@@ -254,10 +254,10 @@ class UmlRouter:
         lines = (before + panic + after.partition("\n")[0] if panic else text).splitlines()
         return "\n    ".join([line.strip() for line in lines if line.strip()][-8:]) or "(its log is empty)"
 
-    def _dead(self, what: str) -> RouterError:
+    def _dead(self, what: str, advice: str = ADVICE_WHEN_DEAD) -> RouterError:
         return RouterError(
             f"the WAN router (User-Mode Linux, {self.directory}) {what}; its log ends with:\n    {self.log()}",
-            ADVICE_WHEN_DEAD,
+            advice,
         )
 
     def execute(self, script: str, limit_s: float) -> tuple[int, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -19,7 +20,7 @@ from discovery_deploy.machine import MachineError, Plan
 from discovery_deploy.machine_plans import SLOTS, clear, free_slots, read_plan, replace, same_hosts, write_plan
 from discovery_deploy.model import Experiment
 from discovery_deploy.providers.base import HOLDER, Lack, Lease, LeasedHost, Progress, noted_holder
-from discovery_deploy.wan_uml import RouterError
+from discovery_deploy.wan_uml import RouterError, UmlRouter
 
 HOSTS_PER_SITE = 245
 """Addresses 10 to 254 of the site's network."""
@@ -36,6 +37,8 @@ _NEEDED = {"mmdebstrap": "mmdebstrap", "ssh": "openssh-client"}
 """Commands that this provider needs beside those of `containers`, and their Debian packages."""
 
 
+REGISTERS = "set fp regs failed"
+"""The last words of a User-Mode Linux that cannot restore all of a processor's registers."""
 _CHOOSE_STATE = "export DISCOVERY_DEPLOY_STATE=/srv/discovery-deploy  # on ext4, xfs, btrfs or tmpfs"
 
 
@@ -149,7 +152,8 @@ class LocalProvider:
             Lack(what=f"the command {command}", command=f"apt-get install -y {package}")
             for command, package in sorted(missing.items())
         ]
-        return found or [lack for lack in (*_kernel_lacks(self.state), *_router_lacks()) if lack is not None]
+        found = found or [lack for lack in (*_kernel_lacks(self.state), *_router_lacks()) if lack is not None]
+        return found or list(_router_start_lacks(self.state))
 
     def reserve(
         self, experiment: Experiment, public_key: str, image: Path, progress: Progress, workspace: Path | None = None
@@ -317,15 +321,20 @@ def _kernel_lacks(state: Path) -> Iterator[Lack | None]:
             what="fs.inotify.max_user_instances is too low for containers and cannot be raised from here",
             command=f"sysctl -w fs.inotify.max_user_instances={containers.INOTIFY_INSTANCES}",
         )
-    place = state
-    while not place.exists():
-        place = place.parent
+    place = _existing(state)
     problem = nspawn.overlay_problem(place)
     if problem:
         yield Lack(what=f"{state} cannot hold hosts' files: {problem}", command=_CHOOSE_STATE)
     unnamed = wan_router.directory_problem(state)
     if unnamed:
         yield Lack(what=unnamed, command=_CHOOSE_STATE)
+
+
+def _existing(path: Path) -> Path:
+    """A directory, or the nearest one above that exists."""
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 def _router_lacks() -> Iterator[Lack]:
@@ -337,8 +346,29 @@ def _router_lacks() -> Iterator[Lack]:
             what=f"this kernel has no netem, and the command {command} is absent, which User-Mode Linux needs here",
             command=f"apt-get install -y {package}",
         )
-    if not Path("/dev/net/tun").exists():
-        yield Lack(what="the device /dev/net/tun", command="modprobe tun")
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR))
+    except OSError as error:
+        made = "mkdir -p /dev/net; [ -e /dev/net/tun ] || mknod /dev/net/tun c 10 200"
+        yield Lack(what=f"/dev/net/tun: {error.strerror}", command=f"modprobe tun; {made}")
+
+
+def _router_start_lacks(state: Path) -> Iterator[Lack]:
+    """Start the kernel of a WAN router in User-Mode Linux once, as an experiment would, where one is needed."""
+    if wan_router.kernel_has_netem():
+        return
+    place = _existing(state)
+    with tempfile.TemporaryDirectory(prefix=".discovery-deploy-", dir=place) as folder:
+        router = UmlRouter(Path(folder), wan_router.memory_mb(1), ())
+        (router.directory / "calls").mkdir()
+        try:
+            router.start()
+            router.wait_ready()
+        except RouterError as error:
+            shim = f"export {uml_kernel.SHIM_VARIABLE}=1" if REGISTERS in error.what else ""
+            yield Lack(what=error.what, command=shim or error.advice.partition("Run: ")[2])
+        finally:
+            router.kill()
 
 
 def _tried(attempt: Callable[[], object], command: str) -> Lack | None:
