@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from discovery_deploy import g5k_request, opening
 from discovery_deploy.campaign import Setting
 from discovery_deploy.errors import ExperimentError, StateError, TestbedError
+from discovery_deploy.progress import Announcer
 from discovery_deploy.providers import holding, provider_named
 from discovery_deploy.providers.base import BookingProvider, Lease, ProviderInterface
-from discovery_deploy.testbed import Announcer, readable_lease
+from discovery_deploy.testbed import readable_lease
 from discovery_deploy.units import parse_duration
 
 

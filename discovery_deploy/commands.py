@@ -15,12 +15,13 @@ from discovery_deploy.crossings import described
 from discovery_deploy.driver import Driver
 from discovery_deploy.errors import ExperimentError, MeasurementError, StateError
 from discovery_deploy.phases import PHASES, State
+from discovery_deploy.progress import Announcer
 from discovery_deploy.providers import PROVIDERS, holding, provider_named
 from discovery_deploy.providers.base import Lease
 from discovery_deploy.records import RunRecord
 from discovery_deploy.remote import Remote
 from discovery_deploy.site_proxy import routed, socks_proxy
-from discovery_deploy.testbed import Announcer, readable_lease
+from discovery_deploy.testbed import readable_lease
 from discovery_deploy.testbed import release as release_experiment
 from discovery_deploy.workspace import Workspace, results_directory
 

@@ -16,6 +16,7 @@ from discovery_deploy import __version__, bookings, campaign, rally, variables, 
 from discovery_deploy.bench import Clients, all_failed, rally_problems, rally_report, skew_problems, start_skew
 from discovery_deploy.campaign import Run, Setting
 from discovery_deploy.errors import MeasurementError
+from discovery_deploy.image_content import kept_images
 from discovery_deploy.model import Experiment, Scenario
 from discovery_deploy.phases import digest
 from discovery_deploy.provenance import machine_facts, tool_commit
@@ -28,7 +29,7 @@ from discovery_deploy.workspace import now
 
 
 class PlannedRun(Run):
-    """A run, with the hash of all that it depends on: the testbed's phases, the scenario, its template."""
+    """A run, with the hash of all that is asked of it: the testbed's phases, the scenario, its template."""
 
     fingerprint: str
 
@@ -58,7 +59,10 @@ class Driver:
     # what is to be done
 
     def fingerprint(self, setting: Setting, scenario: Scenario) -> str:
-        """Hash of everything a run of a scenario in a setting depends on."""
+        """Hash of everything that is asked of a run of a scenario in a setting.
+
+        What the image's recipe gave on the day of its bake is not in it: a run that is done stays done.
+        """
         experiment = setting.experiment
         hashes = self.testbed.wanted(experiment)
         template = self.tasks[scenario.task].model_dump(mode="json")
@@ -84,7 +88,7 @@ class Driver:
         waiting = []
         for run in self.planned():
             record = self.record(run.id)
-            fits = record is not None and record.fingerprint == run.fingerprint
+            fits = record is not None and record.answers(run.fingerprint)
             if record is None or not fits or self._is_repeated(record):
                 waiting.append(run)
         return waiting
@@ -221,7 +225,9 @@ class Driver:
         skew = start_skew(folder, results)
         record = RunRecord(
             id=run.id,
-            fingerprint=run.fingerprint,
+            fingerprint=digest(run.fingerprint, testbed.state.image),
+            asked=run.fingerprint,
+            image=testbed.state.image,
             scenario=run.scenario,
             setting=setting.record,
             repetition=run.repetition,
@@ -268,11 +274,11 @@ class Driver:
         earlier: list[RunRecord] = []
         for run in self.planned():
             record = self.record(run.id)
-            if record is not None and record.fingerprint == run.fingerprint:
+            if record is not None and record.answers(run.fingerprint):
                 found.append(record)
             for folder in sorted(self.workspace.runs.glob(f"{run.id}~*")):
                 old = self.record(folder.name)
-                if old is not None and old.fingerprint == run.fingerprint and old.problems:
+                if old is not None and old.answers(run.fingerprint) and old.problems:
                     earlier.append(old.model_copy(update={"id": folder.name}))
         return found + earlier
 
@@ -327,6 +333,7 @@ class Driver:
             machine=machine_facts(),
             hashes={**inputs.model_dump(), "experiment file": digest(self.source)},
             projects=self._projects(),
+            images=kept_images(self.workspace),
             hosts=tuple(facts),
             software=software.hosts if software and self.experiment.provider.type != "local" else (),
             phase_seconds=self.testbed.state.seconds,
@@ -367,7 +374,7 @@ class Driver:
         problems = [f"smoke, {record.topology}: {text}" for record in self.smoke_records() for text in record.problems]
         for run in self.planned():
             record = self.record(run.id)
-            if record is None or record.fingerprint != run.fingerprint:
+            if record is None or not record.answers(run.fingerprint):
                 problems.append(f"{run.id}: not done yet")
             elif record.problems:
                 problems.append(f"{run.id}: {record.problems[0]}")

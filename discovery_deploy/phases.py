@@ -47,6 +47,8 @@ class State(Strict):
     """Hash of the deploy phase whose work (all or part of it) is on the hosts now."""
     standing: dict[str, str] = {}
     """That hash -> the same without the projects' code (`standing_hash`)."""
+    image: str = ""
+    """Content of the image that the hosts were made of, or were prepared beside; "" when it is not known."""
     seconds: dict[str, float] = {}
     """Phase -> seconds of its last complete execution."""
 

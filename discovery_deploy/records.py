@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -80,13 +81,54 @@ class HostCode(Strict):
     """Files on the host that were compared with the manifest."""
 
 
+class ImageRecord(Strict):
+    """An image that hosts are made of."""
+
+    recipe: str
+    """Name by which it is looked up: hash of how it is made."""
+    content: str
+    """Hash of its packages with their versions."""
+    packages: dict[str, str]
+    """Debian package -> version."""
+
+
+class Images(Strict):
+    """The images that an experiment's hosts were made of."""
+
+    images: tuple[ImageRecord, ...] = ()
+
+
+def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+    """Which packages differ, by name: "curl 1 -> 2", "less 1 is gone".
+
+    Args:
+        before: package -> version.
+        after: the same.
+    """
+    told = []
+    for name in sorted({*before, *after}):
+        old, new = before.get(name), after.get(name)
+        if old is None:
+            told.append(f"{name} {new} is new")
+        elif new is None:
+            told.append(f"{name} {old} is gone")
+        elif old != new:
+            told.append(f"{name} {old} -> {new}")
+    return told
+
+
 class RunRecord(Strict):
     """One run: scenario x setting x repetition."""
 
     id: str
     """Stable text from scenario, setting and repetition: it names the run's folder."""
     fingerprint: str = ""
-    """Hash of everything the run depends on; another one means that the record is of another campaign."""
+    """Hash of everything the run depended on: of what was asked, and of the content of the hosts' image."""
+    asked: str = ""
+    """Hash of what was asked; another one means that the record is of another campaign. "" in records of older
+    versions: there the fingerprint is this."""
+    image: str = ""
+    """Content of the hosts' image (`ImageRecord.content`); "" when it is not known."""
     scenario: Scenario
     setting: SettingRecord
     repetition: int
@@ -112,6 +154,10 @@ class RunRecord(Strict):
     """Host -> what was proved after the run about the code of its services."""
     files: dict[str, str] = {}
     """Bench site -> folder (relative to the record) with rally.json, rally.html and rally.log of that site."""
+
+    def answers(self, asked: str) -> bool:
+        """Whether this is the run that is asked for, whichever packages its hosts' image had."""
+        return (self.asked or self.fingerprint) == asked
 
     @property
     def valid(self) -> bool:
@@ -184,6 +230,8 @@ class Provenance(Strict):
     """What was content-addressed: base image, OpenStack lock, Rally lock, experiment file..."""
     projects: dict[str, tuple[ProjectRecord, ...]] = {}
     """Label of a setting -> the projects whose code is not simply the release's."""
+    images: tuple[ImageRecord, ...] = ()
+    """What hosts were made of, the latest last; more than one when the same recipe was baked again."""
     hosts: tuple[HostFacts, ...]
     software: tuple[HostSoftware, ...] = ()
     """What hosts were sent; empty where they see the driver's cache."""

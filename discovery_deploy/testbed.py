@@ -9,13 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from discovery_deploy import (
     ansible,
     builds,
     clients,
     image,
+    image_content,
     inventory,
     nested,
     nesting,
@@ -40,6 +41,7 @@ from discovery_deploy.phases import (
     standing_hash,
     wanted_hashes,
 )
+from discovery_deploy.progress import Announcer
 from discovery_deploy.providers import provider_named
 from discovery_deploy.providers.base import Lease, ProviderInterface
 from discovery_deploy.records import HostCode, Software
@@ -52,19 +54,6 @@ SOFTWARE = "software.json"
 """What hosts were sent."""
 UNKNOWN = "unknown"
 """In the place of a hash: something is deployed, and nobody knows what."""
-
-
-class Announcer(Protocol):
-    """Where it is said what is being done; the command line shows it to a person."""
-
-    def phase(self, name: str, detail: str) -> None:
-        """A phase begins."""
-
-    def line(self, text: str) -> None:
-        """A step of the present phase."""
-
-    def done(self, name: str, seconds: float, detail: str = "") -> None:
-        """The phase has ended well."""
 
 
 class Testbed:
@@ -174,6 +163,10 @@ class Testbed:
         """
         wanted = self.wanted(setting.experiment)
         stale = stale_phases(self.state, wanted, until)
+        if "reserve" not in stale and self._image_is_other(setting.experiment):
+            self.announce.line("the image was baked anew, with other packages than the hosts have")
+            first: Phase = "reserve" if nesting.hosts_are_containers(setting.experiment) else "deploy"
+            stale = max(stale, PHASES[PHASES.index(first) : PHASES.index(until) + 1], key=len)
         if (not stale or stale[0] != "reserve") and not self._checked_alive:
             if self._strangers():
                 self.announce.line("the hosts were reserved from another workspace; all is done again")
@@ -237,8 +230,11 @@ class Testbed:
         }
         standing = standing_hash(setting.experiment, self.inputs(setting.experiment))
         report: WanReport | None = None
-        for phase in self.stale(setting, until):
+        stale = self.stale(setting, until)
+        for phase in stale:
             self.announce.phase(phase, setting.record.label if phase in ("deploy", "constrain", "verify") else "")
+            if phase == stale[0] and "deploy" in stale and self.state.deployed is not None:
+                self.environments(setting.experiment)  # what cannot be built is told while what stands still stands
             started = time.monotonic()
             if phase == "deploy" and must_destroy(self.state, wanted, standing):
                 self._destroy(setting.experiment)
@@ -260,8 +256,10 @@ class Testbed:
         base = self._image(experiment)
         key = self.workspace.public_key()
         before = self.workspace.load("lease.json", Lease)
-        if before is not None and before.provider != experiment.provider.type:
-            self.announce.line(f"the hosts that are there are of provider {before.provider}: they are given back")
+        other = experiment.provider.type == "local" and self._image_is_other(experiment)
+        if before is not None and (other or before.provider != experiment.provider.type):
+            why = "of the image as it was" if other else f"of provider {before.provider}"
+            self.announce.line(f"the hosts that are there are {why}: they are given back")
             provider_named(before.provider).release(experiment.name, self.announce.line)
             before = None
         found = self._strangers() or (before is None and experiment.name in self.provider.experiments())
@@ -273,6 +271,7 @@ class Testbed:
             self._keep(self.state.model_copy(update={"deployed": UNKNOWN}))
         elif before is None or not set(before.identities.items()) & set(lease.identities.items()):
             self._keep(self.state.model_copy(update={"deployed": None}))
+        self._keep_image(base)
         control = control_sockets(self.workspace.path)
         control.mkdir(parents=True, exist_ok=True, mode=0o700)
         (control / "workspace").write_text(str(self.workspace.path))  # never empty: no other release removes it
@@ -283,8 +282,14 @@ class Testbed:
 
     def _image(self, experiment: Experiment) -> Path:
         """The tree that hosts are made of; where they are no containers, the one in which environments are built."""
-        services = experiment.deployment.services if nesting.hosts_are_containers(experiment) else ("keystone",)
-        return image.base_image(self.cache, self.announce.line, builds.variant(services))
+        return image.base_image(self.cache, self.announce.line, image_content.variant_of(experiment))
+
+    def _image_is_other(self, experiment: Experiment) -> bool:
+        return image_content.is_other(self.workspace, self.cache, experiment, self.state.image)
+
+    def _keep_image(self, tree: Path) -> None:
+        content = image_content.keep_image(self.workspace, tree, self.announce.line)
+        self._keep(self.state.model_copy(update={"image": content}))
 
     def environments(self, experiment: Experiment) -> builds.Environments:
         """The Python environments of the hosts, built when they are not cached."""
@@ -345,6 +350,8 @@ class Testbed:
 
     def _deploy(self, experiment: Experiment) -> str:
         self._bring_software(experiment)
+        if not nesting.hosts_are_containers(experiment):  # hosts stay as they are; what is built for them is built anew
+            self._keep_image(self._image(experiment))
         self.wan.flatten(experiment)
         self._playbook("deploy", experiment)
         lease, password = self.lease, self.secrets.admin_password

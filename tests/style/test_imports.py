@@ -24,7 +24,7 @@ LAYERS = (
     "acceleration ansible apt_archive bench box cgroups clients cloud_probe code_proof code_recorder containers"
     " contents derived egress_hosts enoslib_calls enoslib_environment enoslib_g5k enoslib_roles enoslib_vagrant"
     " enoslib_worker first_login git_trees given_host guest host_cleaner host_environments host_packages"
-    " hypervisor image installed_code interruption machine machine_calls machine_plans measure nested"
+    " hypervisor image image_content installed_code interruption machine machine_calls machine_plans measure nested"
     " nested_machine nesting nspawn package_index packages probe proof provenance providers rally_process"
     " remote sdists shaping shipping"
     " site_networks site_proxy sources stack tc_device trees uml_kernel wan_router wan_tunnels wan_uml working_copy"
