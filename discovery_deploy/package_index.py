@@ -141,10 +141,14 @@ def pip_settings() -> Settings:
         command = [found]
     else:
         command = [str(stack.uv_program()), "--quiet", "tool", "run", "--python", sys.executable, "pip"]
+    environment = dict(os.environ)
+    if file := environment.get("PIP_CONFIG_FILE"):
+        environment["PIP_CONFIG_FILE"] = str(Path(file).absolute())
     try:
         done = subprocess.run(
             [*command, "--disable-pip-version-check", "config", "list"],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=PIP_LIMIT_S,
+            cwd="/",  # `python -m pip` would run a pip.py of the working directory
+            env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=PIP_LIMIT_S,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise FetchError(f"`pip config list` timed out after {PIP_LIMIT_S:g} s") from error

@@ -54,10 +54,13 @@ def test_pip_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "pip.conf").write_text("[global]\nindex-url = https://file.example.org/simple\nproxy = http://p:3128\n")
     for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pip.py").write_text("open('RAN', 'w')\n")  # the working directory is not asked, and may be anybody's
+    monkeypatch.setenv("PIP_CONFIG_FILE", "pip.conf")
     found = package_index.pip_settings()
     assert found.indexes[0] == "https://file.example.org/simple"
     assert found.proxy == "http://p:3128"
+    assert not (tmp_path / "RAN").exists()
     (tmp_path / "pip.conf").write_text("no section\n")
     with pytest.raises(FetchError, match="pip config list"):
         package_index.pip_settings()
