@@ -184,7 +184,7 @@ def _phase_command(phase: Phase, text: str) -> None:
             report = driver.testbed.bring_to(chosen, phase)
             if phase == "verify":
                 report = report or driver.testbed.verify(chosen.experiment)
-                sys.stdout.write(commands.wan_table(report))
+                sys.stdout.write(commands.wan_table(report, chosen.experiment.network.verify))
                 commands.raise_on_problems(report)
 
     command.__doc__ = text

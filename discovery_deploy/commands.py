@@ -9,11 +9,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from discovery_deploy import bookings, opening, rally, wan
+from discovery_deploy import bookings, clocks, opening, rally, wan, wan_verdict
 from discovery_deploy.campaign import Setting
 from discovery_deploy.crossings import described
 from discovery_deploy.driver import Driver
 from discovery_deploy.errors import ExperimentError, MeasurementError, StateError
+from discovery_deploy.model import Verify
 from discovery_deploy.phases import PHASES, State
 from discovery_deploy.progress import Announcer
 from discovery_deploy.providers import PROVIDERS, holding, provider_named
@@ -74,16 +75,29 @@ def _milliseconds(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds * 1e3:.2f}"
 
 
-def wan_table(report: wan.WanReport) -> str:
-    """Asked against measured, one ordered pair a line, tab separated with a header."""
-    lines = ["from\tto\tasked RTT ms\tmedian RTT ms\tp99 ms\tloss %\trate Mbit/s\tproblem"]
+def wan_table(report: wan.WanReport, verify: Verify) -> str:
+    """Asked against measured, one ordered pair a line, tab separated with a header; then remarks after "#"."""
+    lines = [
+        "from\tto\tasked RTT ms\tmedian RTT ms\tp99 ms\tasked one way ms\tone way ms\tjitter ms\tloss %\trate Mbit/s\t"
+        "not measured\tproblem"
+    ]
     for pair in report.pairs:
         got = pair.measured
         loss = "-" if got.loss is None else f"{got.loss * 100:.2f}"
         rate = "-" if got.rate_bps is None else f"{got.rate_bps / 1e6:.2f}"
         lines.append(
             f"{got.source}\t{got.destination}\t{_milliseconds(pair.asked_rtt_s)}\t{_milliseconds(got.rtt_median_s)}\t"
-            f"{_milliseconds(got.rtt_p99_s)}\t{loss}\t{rate}\t{'; '.join(pair.problems) or '-'}"
+            f"{_milliseconds(got.rtt_p99_s)}\t{_milliseconds(pair.asked.delay_s)}\t"
+            f"{_milliseconds(got.one_way_median_s)}\t{_milliseconds(got.jitter_s)}\t{loss}\t{rate}\t"
+            f"{', '.join(pair.not_measured) or '-'}\t{'; '.join(pair.problems) or '-'}"
+        )
+    if report.not_measured:
+        lines.append(f"# {wan_verdict.not_measured_text(report)}")
+    far = clocks.beyond(report.clocks, verify.clock_tolerance) + clocks.unsure(report.clocks, verify.clock_tolerance)
+    lines += [f"# {line}" for line in far]
+    if report.clocks and not far:
+        lines.append(
+            f"# clocks of {len(report.clocks)} hosts: within {_milliseconds(verify.clock_tolerance)} ms of ours"
         )
     return "\n".join(lines) + "\n"
 
@@ -91,8 +105,9 @@ def wan_table(report: wan.WanReport) -> str:
 def raise_on_problems(report: wan.WanReport) -> None:
     """Raises MeasurementError when the WAN is not the one asked for."""
     if report.problems:
+        unseen = [wan_verdict.not_measured_text(report)] if report.not_measured else []
         raise MeasurementError(
-            "the WAN is not the one asked for:\n  " + "\n  ".join(report.problems),
+            "the WAN is not the one asked for:\n  " + "\n  ".join([*report.problems, *unseen]),
             "Is the machine busy? Verify again; else see docs/measuring.md on tolerances.",
         )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -19,18 +21,20 @@ from discovery_deploy.wan import (
     PathShape,
     WanReport,
     asked_rtt_s,
-    judge,
     unmeasured,
 )
+from discovery_deploy.wan_verdict import judge
 
 WARMUP_ECHOES = 3
 """Echoes sent first and forgotten: they resolve addresses and wake what sleeps."""
 ECHOES_PER_S = 4000
 """Echoes of all sites together, half of what a UML router forwards before it delays them (each echo is two packets)."""
 ECHO_FRAME_BYTES = 98
-FIRST_LOOK_S = 10.0
+FIRST_LOOK_S = 1.0
 """In a large mesh the echoes of a pair are as few as this time allows, but at least `MIN_ECHOES`."""
-MIN_ECHOES = 9
+MIN_ECHOES = 7
+HERE = ""
+"""As a point's host: this machine, of which the point is a network namespace."""
 PORT = 47301
 DATAGRAMS_PER_S = 8000
 """Datagrams of all sites together when loss is counted."""
@@ -59,11 +63,13 @@ class Point:
 
     site: str
     host: str
-    """The name that the runner knows."""
+    """The name that the runner knows. Points of one host read one clock: one-way delays between them are measured."""
     address: str
     """On the network of the site."""
     gateway: str | None = None
     """The WAN router's address there: its unshaped RTT is what the testbed itself takes. None: not measured."""
+    namespace: str | None = None
+    """Path of the network namespace on that host in which the address is; None: where commands run."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,22 @@ class Measured:
     """RTT of the testbed itself between two sites: twice the median RTT from host to gateway, 0.0 when unknown."""
     probe_scheduling: str
     """`fifo` when all probes ran at real-time priority, else `other`."""
+
+
+def on_this_machine(host: str, command: Sequence[str], stdin: str, timeout_s: float) -> str:
+    """A `Runner` of `HERE` alone. Raises MeasurementError."""
+    assert host == HERE
+    words = [sys.executable if word == "python3" else word for word in command]
+    try:
+        done = interruption.run(words, stdin, timeout_s)
+    except subprocess.TimeoutExpired:
+        raise MeasurementError(f"the probe gave no answer within {timeout_s:g} s", "Is the machine busy?") from None
+    if done.returncode:
+        raise MeasurementError(
+            f"the probe failed: {(done.stderr.strip() or str(done.returncode)).splitlines()[-1]}",
+            "Run again: `run` starts dead hosts anew.",
+        )
+    return done.stdout
 
 
 @dataclass
@@ -97,7 +119,7 @@ class _Probes:
                 answer: dict[str, Any] = json.loads(text)
             except ValueError as error:
                 raise MeasurementError(
-                    f"{host}: the probe answered {text[:200]!r}", "Look whether python3 runs on the host."
+                    f"{host or site}: the probe answered {text[:200]!r}", "Look whether python3 runs on the host."
                 ) from error
             self.scheduling.add(answer.get("scheduling", ""))
             return answer
@@ -113,28 +135,28 @@ def measure(
     verify: Verify,
     *,
     pairs: Collection[Pair] | None = None,
-    shared_clock: bool = False,
 ) -> Measured:
-    """Measure ordered pairs of sites: RTT of all at once; loss and rate, when `verify` wants them, in rounds.
+    """Measure pairs of sites: RTT of all at once; loss and rate, when `verify` wants them, in rounds.
+
+    A round trip is the same from either side: each pair is asked from one, and both orders get what was measured.
 
     Args:
         runner: how to run a command on a host; called from several threads at once.
         points: one per site.
         shapes: what was asked; it sets how long to wait and how much to send.
         verify: what to measure, and how many probes.
-        pairs: which pairs; all when None.
-        shared_clock: whether all hosts read one clock; then one-way delays are measured beside loss.
+        pairs: which pairs, each in both orders though only one is named; all when None.
     Raises:
         MeasurementError: a probe did not answer; whatever the runner raises.
     """
     probes = _Probes(runner, {point.site: point for point in points})
-    wanted = sorted(shapes if pairs is None else pairs)
+    wanted = sorted(shapes if pairs is None else {way for a, b in pairs for way in ((a, b), (b, a))})
     if not wanted:  # one site has no WAN
         return Measured({}, 0.0, "")
     found: dict[Pair, dict[str, Any]] = {pair: {} for pair in wanted}
     base_rtt_s = _measure_rtt(probes, shapes, verify, found) if "rtt" in verify.measure else 0.0
     if "loss" in verify.measure:
-        _measure_loss(probes, shapes, verify, found, shared_clock)
+        _measure_loss(probes, shapes, verify, found)
     if "rate" in verify.measure:
         _measure_rate(probes, shapes, found)
     measurements = {pair: unmeasured(pair).model_copy(update=values) for pair, values in found.items()}
@@ -147,49 +169,90 @@ def _median(values: Iterable[float]) -> float:
 
 
 def echo_schedule(shapes: Sequence[PathShape], verify: Verify) -> tuple[int, float]:
-    """How many echoes a pair gets, and the time between two of them in seconds, for paths measured at once.
+    """How many echoes each pair gets, and the time between two of them in seconds, for paths measured at once.
 
-    As `verify` says, but never so fast that all echoes together slow the router, or that the two echoes a path
-    carries each time (a request, and the reply to one from the other side) take more than 30 % of its rate; and
-    never so many that it takes longer than `FIRST_LOOK_S`, as long as `MIN_ECHOES` are left.
+    As `verify` says, but never so fast that all echoes together slow the router, or that the request or reply that a
+    path carries each time takes more than 30 % of its rate; and never so many that it takes longer than
+    `FIRST_LOOK_S`, as long as `MIN_ECHOES` are left.
+
+    Args:
+        shapes: of both ways of every pair.
+        verify: how many are wanted, and how often.
     """
     slowest_bps = min((shape.rate_bps for shape in shapes if shape.rate_bps is not None), default=float("inf"))
-    interval_s = max(verify.interval, len(shapes) / ECHOES_PER_S, 2 * 8 * ECHO_FRAME_BYTES / (0.3 * slowest_bps))
+    interval_s = max(verify.interval, len(shapes) / 2 / ECHOES_PER_S, 8 * ECHO_FRAME_BYTES / (0.3 * slowest_bps))
     if interval_s == verify.interval:
         return verify.probes, interval_s
-    return min(verify.probes, max(MIN_ECHOES, round(FIRST_LOOK_S / interval_s) - WARMUP_ECHOES)), interval_s
+    return min(verify.probes, max(MIN_ECHOES, round(FIRST_LOOK_S / interval_s))), interval_s
+
+
+def asking_order(shapes: Mapping[Pair, PathShape], pair: Pair) -> Pair:
+    """From which side a pair is asked: not by the way that loses all, where the other is seen to bring requests."""
+    a, b = sorted(pair)
+    return (b, a) if shapes[a, b].loss == 1 and shapes[b, a].loss < 1 else (a, b)
+
+
+def _stations(probes: _Probes, ways: Sequence[Pair]) -> dict[str, list[Point]]:
+    """First site of each host -> the points there that take part: all that ask, and what they ask beside them."""
+    asking, asked = {source for source, _ in ways}, {destination for _, destination in ways}
+    hosts: dict[str, list[Point]] = {}
+    for site, point in sorted(probes.points.items()):
+        if site in asking | asked:
+            hosts.setdefault(point.host, []).append(point)
+    taking_part = (group for group in hosts.values() if asking & {point.site for point in group})
+    return {group[0].site: group for group in taking_part}
 
 
 def _measure_rtt(
     probes: _Probes, shapes: Mapping[Pair, PathShape], verify: Verify, found: dict[Pair, dict[str, Any]]
 ) -> float:
-    """Put sent, received and RTTs of all pairs into `found`; the RTT of the testbed itself."""
+    """Put sent, received, RTTs, and where clocks are shared one-way delays, into `found`; the RTT of the testbed."""
     count, interval_s = echo_schedule([shapes[pair] for pair in found], verify)
     wait_s = 0.5 + max(asked_rtt_s(shapes, pair) + 2 * shapes[pair].jitter_s for pair in found)
-    specifications = {}
-    for site, point in probes.points.items():
-        to = [probes.points[destination].address for source, destination in found if source == site]
-        if to:
-            specifications[site] = {
-                "task": "rtt",
-                "destinations": to + ([point.gateway] if point.gateway else []),
-                "count": count,
-                "interval_s": interval_s,
-                "warmup": WARMUP_ECHOES,
-                "wait_s": wait_s,
-            }
+    ways = sorted({asking_order(shapes, pair) for pair in found})
+    groups = _stations(probes, ways)
+    asked = {point.site: [to for source, to in ways if source == point.site] for point in probes.points.values()}
+    specifications = {
+        name: {
+            "task": "rtt",
+            "stations": [
+                {
+                    "to": [probes.points[to].address for to in asked[point.site]],
+                    "gateway": point.gateway,
+                    "namespace": point.namespace,
+                }
+                for point in group
+            ],
+            "count": count,
+            "interval_s": interval_s,
+            "warmup": WARMUP_ECHOES,
+            "wait_s": wait_s,
+        }
+        for name, group in groups.items()
+    }
     answers = probes.run(specifications, (count + WARMUP_ECHOES) * interval_s + wait_s)
-    for source, destination in found:
-        result = answers[source]["results"][probes.points[destination].address]
-        found[source, destination].update(
+    gateways_s: list[float] = []
+    for name, group in groups.items():
+        results = iter(answers[name]["results"])
+        for point in group:
+            for to in asked[point.site]:
+                _take_echoes(found, (point.site, to), next(results))
+            if point.gateway and (rtt_s := next(results)["median_s"]) is not None:
+                gateways_s.append(rtt_s)
+    return 2 * _median(gateways_s)
+
+
+def _take_echoes(found: dict[Pair, dict[str, Any]], way: Pair, result: Mapping[str, Any]) -> None:
+    for pair, one_way in ((way, result["there"]), (way[::-1], result["back"])):
+        found[pair[0], pair[1]].update(
             sent=result["sent"],
             received=result["received"],
             rtt_median_s=result["median_s"],
             rtt_p99_s=result["p99_s"],
             rtt_max_s=result["max_s"],
+            one_way_median_s=one_way["median_s"],
+            jitter_s=one_way["jitter_s"],
         )
-    gateways = [answers[site]["results"].get(probes.points[site].gateway, {}).get("median_s") for site in answers]
-    return 2 * _median(rtt for rtt in gateways if rtt is not None)
 
 
 def rounds(sites: Sequence[str]) -> Iterator[list[Pair]]:
@@ -209,6 +272,7 @@ def _stream_round(probes: _Probes, orders: Mapping[Pair, dict[str, Any]], quiet_
         site: {
             "task": "stream",
             "address": point.address,
+            "namespace": point.namespace,
             "port": PORT,
             "quiet_s": quiet_s,
             "limit_s": limit_s,
@@ -251,7 +315,6 @@ def _measure_loss(
     shapes: Mapping[Pair, PathShape],
     verify: Verify,
     found: dict[Pair, dict[str, Any]],
-    shared_clock: bool,
 ) -> None:
     for round_ in rounds(sorted(probes.points)):
         both = [way for a, b in round_ for way in ((a, b), (b, a))]
@@ -269,8 +332,6 @@ def _measure_loss(
         if orders:
             for pair, result in _stream_round(probes, orders, _quiet_s(shapes)).items():
                 found[pair]["loss"] = 1 - result["received"] / result["sent"]
-                if shared_clock:
-                    found[pair]["one_way_median_s"] = result["one_way_median_s"]
 
 
 def _rate_order(shape: PathShape, rtt_s: float) -> dict[str, Any]:
@@ -319,13 +380,15 @@ def _measure_rate(probes: _Probes, shapes: Mapping[Pair, PathShape], found: dict
 
 def _bulk_rate_bps(probes: _Probes, pair: Pair, rtt_s: float) -> float | None:
     """Rate of several TCP connections together, alone in the WAN."""
-    to = probes.points[pair[1]].address
+    source, destination = (probes.points[site] for site in pair)
+    to = destination.address
+    common = {"task": "bulk", "port": PORT}
     seconds = 2 * RATE_SECONDS + 20 * rtt_s
     limit_s = seconds + probe.HELLO_LIMIT_S + 5
     answers = probes.run(
         {
-            pair[1]: {"task": "bulk", "address": to, "port": PORT, "limit_s": limit_s},
-            pair[0]: {"task": "bulk", "to": to, "port": PORT, "connections": 8, "duration_s": seconds},
+            pair[1]: {**common, "namespace": destination.namespace, "address": to, "limit_s": limit_s},
+            pair[0]: {**common, "namespace": source.namespace, "to": to, "connections": 8, "duration_s": seconds},
         },
         limit_s,
     )
@@ -341,7 +404,7 @@ def verify_wan(
     *,
     readback: Callable[[], Sequence[str]] = tuple,
     attempts: int = 2,
-    shared_clock: bool = False,
+    forwards_bps: float | None = None,
 ) -> WanReport:
     """Measure and judge; pairs that are not as asked are measured again, and the last measurement counts.
 
@@ -350,6 +413,7 @@ def verify_wan(
     Args:
         readback: gives the differences between the program and what tc shows; called once.
         attempts: how often a pair is measured at most, >= 1.
+        forwards_bps: as `judge`.
         (others): as `measure`.
     """
     problems = readback()
@@ -357,7 +421,7 @@ def verify_wan(
     wanted: list[Pair] = sorted(shapes)
     bases_s, scheduling = [], set()
     for attempt in range(attempts):
-        measured = measure(runner, points, shapes, verify, pairs=wanted, shared_clock=shared_clock)
+        measured = measure(runner, points, shapes, verify, pairs=wanted)
         pairs.update(measured.pairs)
         bases_s.append(measured.base_rtt_s)
         scheduling.add(measured.probe_scheduling)
@@ -369,6 +433,7 @@ def verify_wan(
             measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             readback_problems=problems,
             probe_scheduling=next(iter(scheduling)) if len(scheduling) == 1 else "other",
+            forwards_bps=forwards_bps,
         )
         wanted = [(v.measured.source, v.measured.destination) for v in report.pairs if v.problems]
         if not wanted or attempt + 1 == attempts:

@@ -26,7 +26,7 @@ from discovery_deploy.deployment import (
 from discovery_deploy.deployment_mistakes import deployment_mistakes
 from discovery_deploy.provider_mistakes import provider_mistakes
 from discovery_deploy.provider_models import Grid5000, Local, Machine, Provider, Static, Vagrant
-from discovery_deploy.references import Mistake, reference_mistakes, refuse
+from discovery_deploy.references import Mistake, Place, reference_mistakes, refuse
 from discovery_deploy.strict import Count, HostName, Name, Once, Strict
 from discovery_deploy.units import Duration, Rate, Ratio, format_duration
 
@@ -191,6 +191,12 @@ class Verify(Strict):
         0.15, description="Largest accepted deviation of the rate, as share of the asked rate."
     )
 
+    clock_tolerance: Duration = Field(
+        0.1,
+        description="Largest accepted difference of a host's clock from the driver's. Beyond it `verify` says so, and "
+        "runs with `load: high` at several sites, whose common start relies on clocks, are not valid.",
+    )
+
     @field_validator("interval")
     @classmethod
     def _no_flood(cls, value: float) -> float:
@@ -221,6 +227,25 @@ class Network(Strict):
                     message = f"shapes {source} -> {destination}, which a constraint above shapes already"
                     mistakes.append(Mistake(("constraints", index), message))
                 seen.add((source, destination))
+        refuse(mistakes)
+        return self
+
+    @model_validator(mode="after")
+    def _no_packet_arrives_before_it_was_sent(self) -> Network:
+        """netem cuts off what of a jitter is longer than the delay: then neither of them is the asked one."""
+        places: list[tuple[Place, Shape]] = [(("default",), self.default)]
+        places += [(("constraints", index), own) for index, own in enumerate(self.constraints)]
+        mistakes = []
+        for place, own in places:
+            delay_s = self.default.delay if own.delay is None else own.delay
+            jitter_s = (self.default.jitter if own.jitter is None else own.jitter) or 0.0
+            if jitter_s > delay_s and (own.jitter is not None or own.delay is not None):
+                at = (*place, "delay" if own.jitter is None else "jitter")
+                message = (
+                    f"a jitter of {format_duration(jitter_s)} is longer than the delay, {format_duration(delay_s)}"
+                )
+                message += ": a packet would arrive before it was sent; ask for a jitter up to the delay"
+                mistakes.append(Mistake(at, message, (("default",),) if place != ("default",) else ()))
         refuse(mistakes)
         return self
 

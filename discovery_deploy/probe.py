@@ -3,19 +3,23 @@
 It is sent to a host and run there as `python3 - SPECIFICATION < probe.py`; SPECIFICATION is one JSON object, and one
 JSON object comes back on stdout. Tasks:
 
-* rtt: {"task": "rtt", "destinations": [address...], "count", "interval_s", "warmup", "wait_s"}: ICMP echoes to all
-  destinations at once, on a schedule, without waiting for replies.
+* rtt: {"task": "rtt", "stations": [{"to": [address...], "gateway": address or null, "namespace": path or null}...],
+  "count", "interval_s", "warmup", "wait_s"}: ICMP echoes from all stations to all their destinations at once, on a
+  schedule, without waiting for replies; "results" are of each station's destinations, its gateway last, in order.
 * stream: {"task": "stream", "address", "port", "expect": number of streams to receive, "limit_s", "quiet_s",
   "send": [{"to": address, "count", "gap_s", "size"}]}: numbered UDP datagrams to one destination after the other, while
-  the streams of others are received: one-way loss, rate and (where clocks are shared) delay, counted where they arrive.
+  the streams of others are received: one-way loss and rate, counted where they arrive.
 * bulk: {"task": "bulk", "address", "port", "limit_s"} receives TCP connections until they are closed; {"task": "bulk",
   "to", "port", "connections", "duration_s"} sends: one-way rate above what datagrams can fill.
+
+A `namespace` (the path of a network namespace of this machine; also of stream and bulk) is entered first.
 
 Times of arrival are the kernel's (SO_TIMESTAMPNS): taken in user space they would measure a busy machine's scheduler.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import select
@@ -23,10 +27,12 @@ import socket
 import struct
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 PRIORITY = 40
 """SCHED_FIFO priority; a WAN router on the same machine has 50."""
+CLONE_NEWNET = 0x40000000
 SO_TIMESTAMPNS = 35
 SO_RCVBUFFORCE = 33
 SOL_RAW, ICMP_FILTER, ECHO_REPLY, ECHO_REQUEST = 255, 1, 0, 8
@@ -40,10 +46,22 @@ UDP_FRAME_BYTES = 42
 """Ethernet, IPv4 and UDP headers: HTB counts them."""
 TCP_FRAME_RATIO = 1514 / 1448
 """Ethernet frame per TCP payload (IPv4, timestamps): HTB counts frames."""
+WARMUP_INTERVAL_S = 0.02
+LEAST_FOR_JITTER = 5
 RETRY_S = 0.05
 HELLO_LIMIT_S = 10.0
 END_LIMIT_S = 2.0
 DONE_COPIES = 3
+
+
+def enter(namespace: str | None) -> None:
+    """Be in a network namespace from now on; None: stay. Raises OSError."""
+    if namespace is None:
+        return
+    with Path(namespace).open(encoding="ascii") as there:
+        if ctypes.CDLL(None, use_errno=True).setns(there.fileno(), CLONE_NEWNET):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), namespace)
 
 
 def real_time() -> str:
@@ -90,70 +108,103 @@ def prepare(sock: socket.socket) -> None:
 
 
 class Echoes:
-    """Echoes to several destinations at once."""
+    """ICMP echoes from one or several network namespaces of this machine to several destinations each, at once.
 
-    def __init__(self, destinations: list[str], warmup: int) -> None:
-        self.destinations, self.warmup = destinations, warmup
+    Where a destination is the address of another station, the arrival of each request is seen there too: both are of
+    one clock, so that the delay of each way is known.
+    """
+
+    def __init__(self, stations: list[dict[str, Any]]) -> None:
         self.nonce = os.urandom(8)
-        self.rtts_s: list[dict[int, float]] = [{} for _ in destinations]
-        self.duplicates = [0] * len(destinations)
-        self.unsent = [0] * len(destinations)
-        self.sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-        self.sock.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack("I", 0xFFFFFFFF & ~(1 << ECHO_REPLY)))
-        prepare(self.sock)
+        self.sockets = []
+        self.poll = select.epoll()
+        self.targets: list[tuple[int, str]] = []
+        self.warmed: list[int] = []
+        kinds = [ECHO_REPLY, ECHO_REQUEST] if len(stations) > 1 else [ECHO_REPLY]
+        for number, station in enumerate(stations):
+            enter(station.get("namespace"))
+            sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+            sock.setsockopt(SOL_RAW, ICMP_FILTER, struct.pack("I", 0xFFFFFFFF & ~sum(1 << kind for kind in kinds)))
+            prepare(sock)
+            self.sockets.append(sock)
+            self.poll.register(sock, select.EPOLLIN)
+            first = len(self.targets)
+            self.targets += [(number, to) for to in [*station["to"], *filter(None, [station.get("gateway")])]]
+            # All paths of a site pass its gateway, whose address is the only one that must be resolved.
+            self.warmed += [len(self.targets) - 1] if station.get("gateway") else range(first, len(self.targets))
+        self.by_descriptor = {sock.fileno(): sock for sock in self.sockets}
+        self.rtts_s: list[dict[int, float]] = [{} for _ in self.targets]
+        self.there_s: list[dict[int, float]] = [{} for _ in self.targets]
+        self.duplicates = [0] * len(self.targets)
+        self.unsent = [0] * len(self.targets)
+        self.received = 0
 
     def send(self, index: int, number: int) -> None:
         """One echo request; numbers below 0 warm the path up and are not counted."""
         identifier, sequence = os.getpid() & 0xFFFF, number & 0xFFFF
+        station, destination = self.targets[index]
         head = (identifier, sequence, self.nonce, index, number, time.time_ns())
         packet = ECHO.pack(ECHO_REQUEST, 0, 0, *head)
         packet = ECHO.pack(ECHO_REQUEST, 0, checksum(packet), *head)
         try:
-            self.sock.sendto(packet, (self.destinations[index], 0))
+            self.sockets[station].sendto(packet, (destination, 0))
         except OSError:  # no route, or a full queue: it is lost, as on the way
             self.unsent[index] += 1
 
-    def receive(self) -> None:
-        """Take all replies that have arrived."""
+    def receive(self, sock: socket.socket) -> None:
+        """Take all requests and replies that have arrived at a station."""
         while True:
             try:
-                packet, ancillary, _, _ = self.sock.recvmsg(2048, 128, socket.MSG_DONTWAIT)
+                packet, ancillary, _, _ = sock.recvmsg(2048, 128, socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return
             body = packet[(packet[0] & 0xF) * 4 :]
             if len(body) < ECHO.size:
                 continue
             kind, _, _, _, _, nonce, index, number, sent_ns = ECHO.unpack_from(body)
-            if kind != ECHO_REPLY or nonce != self.nonce or number < 0:
+            if nonce != self.nonce or number < 0:
                 continue
-            if number in self.rtts_s[index]:
+            found = self.there_s[index] if kind == ECHO_REQUEST else self.rtts_s[index]
+            if number not in found:
+                found[number] = (arrival_ns(ancillary) - sent_ns) / 1e9
+                self.received += kind == ECHO_REPLY
+            elif kind == ECHO_REPLY:
                 self.duplicates[index] += 1
-            else:
-                self.rtts_s[index][number] = (arrival_ns(ancillary) - sent_ns) / 1e9
 
     def wait(self, until: float, expected: int | None = None) -> None:
         """Receive until a time (monotonic), or until so many replies came."""
         while (left_s := until - time.monotonic()) > 0:
-            if expected is not None and sum(map(len, self.rtts_s)) >= expected:
+            if expected is not None and self.received >= expected:
                 return
-            if select.select([self.sock], [], [], left_s)[0]:
-                self.receive()
+            for descriptor, _ in self.poll.poll(left_s):
+                self.receive(self.by_descriptor[descriptor])
 
-    def run(self, count: int, interval_s: float, wait_s: float) -> None:
-        """Send `count` echoes to each destination, one each `interval_s`, evenly spread among destinations."""
-        start, width = time.monotonic(), len(self.destinations)
-        for step in range((self.warmup + count) * width):
+    def spread(self, targets: list[int], first: int, count: int, interval_s: float) -> None:
+        """Send echoes numbered from `first` to each target, one each `interval_s`, evenly spread among them."""
+        start, width = time.monotonic(), len(targets)
+        for step in range(count * width):
             self.wait(start + step * interval_s / width)
-            self.send(step % width, step // width - self.warmup)
-        self.wait(time.monotonic() + wait_s, count * width)
-        self.receive()
+            self.send(targets[step % width], first + step // width)
 
-    def results(self, count: int) -> dict[str, dict[str, Any]]:
-        """Per destination: sent, received, duplicates, and median, 99th percentile and largest RTT (s or None)."""
-        results = {}
-        for index, destination in enumerate(self.destinations):
-            ordered = sorted(self.rtts_s[index].values())
-            results[destination] = {
+    def run(self, count: int, interval_s: float, warmup: int, wait_s: float) -> None:
+        """Warm paths up, then send `count` echoes to each destination, and wait for replies at most `wait_s`."""
+        self.spread(self.warmed, -warmup, warmup, WARMUP_INTERVAL_S)
+        everything = list(range(len(self.targets)))
+        self.spread(everything, 0, count, interval_s)
+        self.wait(time.monotonic() + wait_s, count * len(everything))
+        for sock in self.sockets:
+            self.receive(sock)
+
+    def results(self, count: int) -> list[dict[str, Any]]:
+        """Per target, in order: sent, received, duplicates, unsent; median_s, p99_s and max_s of the RTT (s or None).
+
+        Where arrivals were seen: `there` and `back`, each `one_way`.
+        """
+        results = []
+        for index in range(len(self.targets)):
+            ordered, there_s = sorted(self.rtts_s[index].values()), self.there_s[index]
+            back_s = [rtt_s - there_s[number] for number, rtt_s in self.rtts_s[index].items() if number in there_s]
+            result = {
                 "sent": count,
                 "received": len(ordered),
                 "duplicates": self.duplicates[index],
@@ -161,15 +212,33 @@ class Echoes:
                 "median_s": quantile(ordered, 0.5) if ordered else None,
                 "p99_s": quantile(ordered, 0.99) if ordered else None,
                 "max_s": ordered[-1] if ordered else None,
+                "there": one_way(list(there_s.values())),
+                "back": one_way(back_s),
             }
+            results.append(result)
         return results
+
+
+def one_way(delays_s: list[float]) -> dict[str, Any]:
+    """What delays of one way say: their number, median and jitter (s or None when there are too few).
+
+    Jitter is the half width of the uniform distribution that has their 10th and 90th percentiles: those of n values
+    are expected to be 0.8 (n - 1) / (n + 1) of the whole width apart (order statistics; `quantile` interpolates), and a
+    late packet or two change nothing.
+    """
+    ordered, count = sorted(delays_s), len(delays_s)
+    jitter_s = None
+    if count >= LEAST_FOR_JITTER:
+        width = (quantile(ordered, 0.9) - quantile(ordered, 0.1)) * (count + 1) / (0.8 * (count - 1))
+        jitter_s = width / 2
+    return {"count": count, "median_s": quantile(ordered, 0.5) if ordered else None, "jitter_s": jitter_s}
 
 
 def measure_rtt(spec: dict[str, Any]) -> dict[str, Any]:
     """Task rtt."""
     scheduling = real_time()
-    echoes = Echoes(spec["destinations"], spec["warmup"])
-    echoes.run(spec["count"], spec["interval_s"], spec["wait_s"])
+    echoes = Echoes(spec["stations"])
+    echoes.run(spec["count"], spec["interval_s"], spec["warmup"], spec["wait_s"])
     return {"scheduling": scheduling, "results": echoes.results(spec["count"])}
 
 
@@ -179,23 +248,21 @@ class Arrivals:
     def __init__(self) -> None:
         self.seen: set[int] = set()
         self.times_ns: list[int] = []
-        self.delays_s: list[float] = []
         self.datagram_bytes = 0
         self.duplicates = 0
         self.ended = False
 
-    def add(self, number: int, size: int, sent_ns: int, arrived_ns: int) -> None:
+    def add(self, number: int, size: int, arrived_ns: int) -> None:
         """Count one datagram."""
         if number in self.seen:
             self.duplicates += 1
             return
         self.seen.add(number)
         self.times_ns.append(arrived_ns)
-        self.delays_s.append((arrived_ns - sent_ns) / 1e9)
         self.datagram_bytes = size
 
     def result(self) -> dict[str, Any]:
-        """received, duplicates, rate_bps (frames on the wire), one_way_median_s.
+        """received, duplicates, rate_bps (frames on the wire).
 
         The first half tells nothing of the rate: a path lets a burst through before it limits.
         """
@@ -208,7 +275,6 @@ class Arrivals:
             "received": len(self.seen),
             "duplicates": self.duplicates,
             "rate_bps": rate_bps,
-            "one_way_median_s": quantile(sorted(self.delays_s), 0.5) if self.delays_s else None,
         }
 
 
@@ -241,10 +307,10 @@ class Streams:
                 return
             if len(datagram) < DATAGRAM.size or not datagram.startswith(MAGIC):
                 continue
-            _, kind, stream, number, sent_ns = DATAGRAM.unpack_from(datagram)
+            _, kind, stream, number, _ = DATAGRAM.unpack_from(datagram)
             if kind == DATA:
                 arrivals = self.arrivals.setdefault((source, stream), Arrivals())
-                arrivals.add(number, len(datagram), sent_ns, arrival_ns(ancillary))
+                arrivals.add(number, len(datagram), arrival_ns(ancillary))
             elif kind == HELLO:
                 self.arrivals.setdefault((source, stream), Arrivals())
                 self.tell(source, READY, stream)
@@ -357,6 +423,7 @@ def send_bulk(spec: dict[str, Any]) -> dict[str, Any]:
 def main(specification: str) -> dict[str, Any]:
     """Do one task. Raises OSError when a socket cannot be had, KeyError for an unknown task."""
     spec = json.loads(specification)
+    enter(spec.get("namespace"))
     if spec["task"] == "bulk":
         return send_bulk(spec) if "to" in spec else receive_bulk(spec)
     return {"rtt": measure_rtt, "stream": measure_streams}[spec["task"]](spec)

@@ -94,7 +94,7 @@ def shown(devices: Sequence[str], tc: Callable[[Sequence[str], str], str]) -> di
     """What tc shows of devices.
 
     {"qdisc": {device: [objects]}, "class": {device: [lines of text]}, "filter": {device: [objects]}}. Classes are text:
-    tc 6.1 knows no JSON for htb.
+    tc 6.1 shows them so among lists of JSON, and newer ones are asked for it.
 
     Args:
         devices: all of one network namespace.
@@ -102,23 +102,43 @@ def shown(devices: Sequence[str], tc: Callable[[Sequence[str], str], str]) -> di
     Raises:
         DeviceError: what it printed is not understood.
     """
-    lines = "".join(f"qdisc show dev {device}\nfilter show dev {device}\n" for device in devices)
-    lists = [json.loads(line) for line in tc(["-j"], lines).splitlines() if line]
+    # The kernel walks the queueing disciplines of all devices, whichever one is asked for: once is enough.
+    lines = "qdisc show\n" + "".join(f"filter show dev {device}\nclass show dev {device}\n" for device in devices)
+    printed = [line.strip() for line in tc(["-j"], lines).splitlines() if line.strip()]
+    lists = [json.loads(line) for line in printed if line.startswith("[")]
+    if len(lists) == 1 + 2 * len(devices):  # from 6.2 on
+        del lists[2::2]
+        classes = _classes(devices, tc)
+    else:
+        classes = []
+        for line in printed[1:]:
+            if line.startswith("["):
+                classes.append([])
+            elif line.startswith("class "):
+                classes[-1].append(line)
+    if len(lists) != 1 + len(devices) or len(classes) != len(devices):
+        raise DeviceError(f"tc shows {len(lists)} lists and classes of {len(classes)} for {len(devices)} devices")
+    qdiscs: dict[str, list[dict[str, Any]]] = {device: [] for device in devices}
+    for qdisc in lists[0]:
+        if qdisc.get("dev") in qdiscs:
+            qdiscs[qdisc["dev"]].append(qdisc)
+    return {
+        "qdisc": qdiscs,
+        "class": dict(zip(devices, classes, strict=True)),
+        "filter": dict(zip(devices, lists[1:], strict=True)),
+    }
+
+
+def _classes(devices: Sequence[str], tc: Callable[[Sequence[str], str], str]) -> list[list[str]]:
+    """Lines of text of each device's classes; the root discipline's line tells where the next device begins."""
     classes: list[list[str]] = []
-    for line in tc(
-        [], "".join(f"qdisc show dev {device}\nclass show dev {device}\n" for device in devices)
-    ).splitlines():
-        if line.startswith("qdisc ") and " root " in line:  # the next device begins
+    lines = "".join(f"qdisc show dev {device}\nclass show dev {device}\n" for device in devices)
+    for line in tc([], lines).splitlines():
+        if line.startswith("qdisc ") and " root " in line:
             classes.append([])
         elif line.startswith("class "):
             classes[-1].append(line.strip())
-    if len(lists) != 2 * len(devices) or len(classes) != len(devices):
-        raise DeviceError(f"tc shows {len(lists)} lists and {len(classes)} roots for {len(devices)} devices")
-    return {
-        "qdisc": dict(zip(devices, lists[::2], strict=True)),
-        "class": dict(zip(devices, classes, strict=True)),
-        "filter": dict(zip(devices, lists[1::2], strict=True)),
-    }
+    return classes
 
 
 def refused_line(program: str, message: str) -> str:

@@ -47,7 +47,8 @@ from discovery_deploy.providers.base import Lease, ProviderInterface
 from discovery_deploy.records import HostCode, Software
 from discovery_deploy.remote import Remote, control_sockets, remove_control_sockets, side_by_side, ssh_config_text
 from discovery_deploy.shaping import Shapes
-from discovery_deploy.wan import WanReport, summary
+from discovery_deploy.wan import WanReport
+from discovery_deploy.wan_verdict import summary
 from discovery_deploy.workspace import Workspace, now, write_file
 
 SOFTWARE = "software.json"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from discovery_deploy import egress, egress_hosts, measure, shaping, wan
+from discovery_deploy import clocks, egress, egress_hosts, measure, shaping, wan
 from discovery_deploy.egress import BaseRtts
 from discovery_deploy.egress_hosts import HostsShaper
 from discovery_deploy.model import Experiment
@@ -113,24 +113,50 @@ class Wan:
         return experiment.network.compensate and self.lease.shaped == "hosts" and len(experiment.sites) > 1
 
     def points(self, experiment: Experiment) -> list[measure.Point]:
-        """From where each site is measured: its first host."""
-        points = []
-        for site in experiment.site_names:
-            host, gateway = self.lease.at(site), self.lease.site_gateways.get(site)
-            points.append(measure.Point(site=site, host=host.name, address=host.site_address, gateway=gateway))
-        return points
+        """From where each site is measured: its first host.
+
+        Hosts that are containers of this machine are measured from here, by one probe in the network namespaces of all
+        of them: it has the paths of whatever runs on them, and reads the one clock of all of them.
+        """
+        hosts = [self.lease.at(site) for site in experiment.site_names]
+        gateways = [self.lease.site_gateways.get(host.site) for host in hosts]
+        if not self._here:
+            return [
+                measure.Point(host.site, host.name, host.site_address, gateway)
+                for host, gateway in zip(hosts, gateways, strict=True)
+            ]
+        namespaces = {host["name"]: f"/run/netns/{host['namespace']}" for host in self.lease.details["plan"]["hosts"]}
+        return [
+            measure.Point(host.site, measure.HERE, host.site_address, gateway, namespaces[host.name])
+            for host, gateway in zip(hosts, gateways, strict=True)
+        ]
+
+    @property
+    def _here(self) -> bool:
+        return self.lease.provider == "local" and self.lease.shaped == "router"
 
     def measured(self, experiment: Experiment) -> wan.WanReport:
-        """Asked against measured, for every ordered pair; what is out of tolerance is measured once more."""
+        """Asked against measured, for every ordered pair; what is out of tolerance is measured once more.
+
+        Clocks are compared with this machine's where hosts have others: they are a problem for a common start.
+        """
         applied = self._applied() or asked(experiment)
-        return measure.verify_wan(
-            self.remote,
+        report = measure.verify_wan(
+            measure.on_this_machine if self._here else self.remote,
             self.points(experiment),
             asked(experiment),
             experiment.network.verify,
             readback=lambda: self.shaper.problems(applied),
-            shared_clock=self.lease.provider == "local",
+            forwards_bps=wan.UML_FORWARDS_BPS if self.lease.router == "uml" else None,
         )
+        if self._here:
+            return report
+        sites, tolerance_s = experiment.bench_sites(), experiment.network.verify.clock_tolerance
+        names = {point.host for point in self.points(experiment)}
+        names |= {host.name for host in self.lease.hosts if host.site in sites and "bench" in host.roles}
+        found = clocks.compare(self.remote, names, tolerance_s)
+        problems = clocks.beyond(found, tolerance_s) if len(sites) > 1 else ()
+        return report.model_copy(update={"clocks": found, "clock_problems": problems})
 
     def facts(self, experiment: Experiment) -> str:
         """What shapes the WAN, in words, for provenance."""

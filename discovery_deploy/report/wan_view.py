@@ -22,7 +22,7 @@ MATRIX = 8
 COLUMNS = [
     *("setting", "run_id", "when", "measured_at", "source", "destination", "asked_delay_s", "asked_jitter_s"),
     *("asked_loss", "asked_rate_bps", "asked_rtt_s", "base_rtt_s", "rtt_median_s", "rtt_p99_s", "rtt_max_s"),
-    *("error_s", "sent", "received", "loss", "rate_bps", "problems"),
+    *("error_s", "sent", "received", "one_way_median_s", "jitter_s", "loss", "rate_bps", "not_measured", "problems"),
 ]
 
 
@@ -59,8 +59,11 @@ def _pair_columns(report: WanReport, pair: PairVerdict) -> dict[str, Any]:
         "error_s": rtt_s - report.base_rtt_s - pair.asked_rtt_s,
         "sent": measured.sent,
         "received": measured.received,
+        "one_way_median_s": measured.one_way_median_s,
+        "jitter_s": measured.jitter_s,
         "loss": measured.loss,
         "rate_bps": measured.rate_bps,
+        "not_measured": "; ".join(pair.not_measured),
         "problems": "; ".join(pair.problems),
     }
 
@@ -133,6 +136,7 @@ def setting_matrices(experiment: Experiment, table: pd.DataFrame, site_names: Se
             "worst": milliseconds(pairs["worst_s"].max()),
             "base": milliseconds(part["base_rtt_s"].median()),
             "bad_pairs": int(pairs["bad"].sum()),
+            "not_measured": _not_measured(part),
             "rows": [],
             "svg": None,
             "wide": len(names) > LEGIBLE,
@@ -159,6 +163,10 @@ def _by_pair(part: pd.DataFrame) -> pd.DataFrame:
             worst_s=("worst_s", "max"),
             bad=("bad", "any"),
             asked_loss=("asked_loss", "max"),
+            asked_delay_s=("asked_delay_s", "max"),
+            one_way_s=("one_way_median_s", "median"),
+            asked_jitter_s=("asked_jitter_s", "max"),
+            jitter_s=("jitter_s", "median"),
             loss=("loss", "median"),
             asked_rate_bps=("asked_rate_bps", "max"),
             rate_bps=("rate_bps", "median"),
@@ -187,14 +195,29 @@ def _map(pairs: pd.DataFrame, names: Sequence[str], tolerance_s: float, name: st
     return error_map(errors, bad, names, tolerance_s, name)
 
 
+def _not_measured(part: pd.DataFrame) -> str:
+    """What of a setting was asked and not measured, with the number of ordered pairs; "" when all was."""
+    pairs = part[["source", "destination"]].drop_duplicates().shape[0]
+    kinds = part.assign(kind=part["not_measured"].str.split("; ")).explode("kind")
+    kinds = kinds[kinds["kind"] != ""][["source", "destination", "kind"]].drop_duplicates()
+    counts = sorted(kinds["kind"].value_counts().items())
+    return ", ".join(f"{kind} ({count} of {pairs} pairs)" for kind, count in counts)
+
+
 def _one_way_rows(pairs: pd.DataFrame) -> list[dict[str, str]]:
-    """Loss and rate per ordered pair, where they were measured."""
-    rows: Any = pairs[pairs["loss"].notna() | pairs["rate_bps"].notna()].itertuples()
+    """Ordered pairs of which more is asked than one delay both ways, or measured than delays."""
+    other_way = 2 * pairs["asked_delay_s"] != pairs["asked_high_s"]
+    more = pairs["loss"].notna() | (pairs[["asked_loss", "asked_jitter_s"]] > 0).any(axis=1)
+    rows: Any = pairs[other_way | more | pairs["asked_rate_bps"].notna()].itertuples()
     return [
         {
             "pair": f"{row.source} → {row.destination}",
+            "asked_delay": milliseconds(row.asked_delay_s),
+            "delay": milliseconds(row.one_way_s),
+            "asked_jitter": milliseconds(row.asked_jitter_s),
+            "jitter": milliseconds(row.jitter_s),
             "asked_loss": percent(row.asked_loss),
-            "loss": percent(row.loss),
+            "loss": percent(row.loss) if math.isfinite(row.loss) else NONE,
             "asked_rate": format_rate(row.asked_rate_bps) if math.isfinite(row.asked_rate_bps) else "not limited",
             "rate": format_rate(round(row.rate_bps, -3)) if math.isfinite(row.rate_bps) else NONE,
             "class": "bad" if row.bad else "",

@@ -17,6 +17,7 @@ from typing import Any
 
 from discovery_deploy import nesting
 from discovery_deploy.machine import Plan
+from discovery_deploy.measure import HERE, on_this_machine
 from discovery_deploy.model import Experiment, Network
 from discovery_deploy.providers import local
 from discovery_deploy.wan import Pair, PathShape, path_shapes, tc_program
@@ -122,7 +123,14 @@ class MachinesWan(Wan):
         namespace = next(str(entry["namespace"]) for entry in self.plan["hosts"] if entry["name"] == host)
         return self.anchors.enter(self.machine(host), "ip", "netns", "exec", namespace, *command)
 
+    def namespace_path(self, name: str) -> str:
+        """As seen from here, where one probe reads the one clock of all machines."""
+        host = next(entry["name"] for entry in self.plan["hosts"] if entry["namespace"] == name)
+        return f"/proc/{self.anchors.pids[self.machine(host)]}/root/run/netns/{name}"
+
     def run(self, host: str, command: Sequence[str], stdin: str, timeout_s: float) -> str:
+        if host == HERE:
+            return on_this_machine(host, command, stdin, timeout_s)
         done = subprocess.run(
             self.inside(host, *command), input=stdin, capture_output=True, text=True, timeout=timeout_s, check=False
         )

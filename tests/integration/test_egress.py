@@ -48,10 +48,10 @@ def shapes_of(**fields: Any) -> dict[Pair, PathShape]:
 
 def echoes(bed: Bed, source: str, address: str, count: int = 40, interval_s: float = 0.01) -> dict[str, Any]:
     """What a steady ping gets."""
-    asked = {"task": "rtt", "destinations": [address], "count": count, "interval_s": interval_s, "warmup": 3}
+    asked = {"task": "rtt", "stations": [{"to": [address]}], "count": count, "interval_s": interval_s, "warmup": 3}
     command = ["python3", "-I", "-S", "-", json.dumps({**asked, "wait_s": 2.0})]
     answer = json.loads(bed.run(source, command, Path(probe.__file__).read_text()))
-    result: dict[str, Any] = answer["results"][address]
+    result: dict[str, Any] = answer["results"][0]
     return result
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import measure, nested, wan
+from discovery_deploy import measure, nested, wan, wan_verdict
 from discovery_deploy.model import Experiment, Network, Verify
 from discovery_deploy.nested import Nested
 from discovery_deploy.providers.base import Lease
@@ -141,7 +141,7 @@ def the_wan_is_as_asked(bed: NestedBed, asked: Experiment, lease: Lease, remote:
     report = measure.verify_wan(remote, points, shapes, Verify(), readback=lambda: shaper.problems(shapes), attempts=6)
     for pair in report.pairs:
         print(pair.measured.source, pair.measured.destination, pair.asked_rtt_s, pair.measured.rtt_median_s)
-    print(wan.summary(report), shaper.facts(), report.base_rtt_s)
+    print(wan_verdict.summary(report), shaper.facts(), report.base_rtt_s)
     assert report.problems == ()
     flat = {pair: wan.PathShape() for pair in shapes}
     shaper.change(shapes, flat)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import measure, wan
+from discovery_deploy import measure, wan, wan_verdict
 from discovery_deploy.model import Experiment, Verify
 from discovery_deploy.shaping import RouterShaper
 from tests.integration import wan_checks
@@ -61,7 +61,7 @@ def test_45_sites_fit_on_four_machines(bed: NestedBed) -> None:
         report = measure.verify_wan(
             remote, points, shapes, EMULATED, readback=lambda: shaper.problems(shapes), attempts=6
         )
-        print(wan.summary(report), shaper.facts(), report.base_rtt_s)
+        print(wan_verdict.summary(report), shaper.facts(), report.base_rtt_s)
         assert len(report.pairs) == len(SITES) * (len(SITES) - 1)
         assert report.problems == ()
     finally:

@@ -16,7 +16,7 @@ import pytest
 
 from discovery_deploy import measure, probe, site_networks, uml_kernel, wan_router, wan_uml
 from discovery_deploy.model import Verify
-from discovery_deploy.wan import SEGMENTATION_ON
+from discovery_deploy.wan import SEGMENTATION_ON, path_shapes, tc_changes
 from discovery_deploy.wan_uml import RouterError
 from tests.integration import wan_checks
 from tests.integration.wan_bed import SITE_NAMES, SLOT, Wan, plan_of, wan_sites
@@ -64,6 +64,13 @@ class TestPhysics(wan_checks.OnThreeSites):
         report = measure.verify_wan(three.run, three.points, shapes, Verify(), attempts=3)
         assert report.problems == ()
         assert min(v.measured.rtt_max_s or 0.0 for v in report.pairs) > 0.043
+        assert all(v.measured.jitter_s for v in report.pairs)
+        steady = wan_checks.network(default={"delay": "20 ms"})
+        wan_router.apply(three.plan, tc_changes(shapes, path_shapes(steady, three.names), three.devices))
+        report = measure.verify_wan(three.run, three.points, shapes, Verify())
+        assert {v.problems[0].split(" ms,")[0] for v in report.pairs} == {
+            f"{a} -> {b}: jitter asked 5.00" for a, b in shapes
+        }
 
     def test_a_fast_path_is_filled_by_tcp(self, three: Wan) -> None:
         shapes = three.shape(

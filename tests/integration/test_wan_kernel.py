@@ -90,4 +90,4 @@ def test_down_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.skipif(HAS_NETEM, reason="the tests of this file have run on this kernel itself")
 def test_inside_user_mode_linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(uml_kernel.SHIM_VARIABLE, "1")  # whole systems run with it too, on every processor
-    assert counts_inside(Path(__file__), tmp_path) == {"passed": 13, "skipped": 1}
+    assert counts_inside(Path(__file__), tmp_path) == {"passed": 15, "skipped": 1}

@@ -15,8 +15,8 @@ import pytest
 
 from discovery_deploy import measure, wan_router
 from discovery_deploy.model import Network, Verify
-from discovery_deploy.wan import summary
 from discovery_deploy.wan_uml import RouterError
+from discovery_deploy.wan_verdict import summary
 from tests.integration import wan_checks
 from tests.integration.inside_uml import counts_inside
 from tests.integration.machines_bed import REPOSITORY, MachinesWan, machines, plans_of

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from discovery_deploy import site_networks, wan_router
-from discovery_deploy.measure import Point
+from discovery_deploy.measure import HERE, Point, on_this_machine
 from discovery_deploy.model import Network
 from discovery_deploy.wan import Pair, PathShape, path_shapes, tc_program
 from discovery_deploy.wan_readback import readback_problems
@@ -86,9 +86,18 @@ class Wan:
     def points(self) -> list[Point]:
         gateways = {site["name"]: site["gateway"] for site in self.plan["sites"]}
         return [
-            Point(host["site"], host["name"], host["site_address"], gateways[host["site"]])
+            Point(
+                host["site"],
+                HERE,
+                host["site_address"],
+                gateways[host["site"]],
+                self.namespace_path(host["namespace"]),
+            )
             for host in self.plan["hosts"]
         ]
+
+    def namespace_path(self, name: str) -> str:
+        return f"/run/netns/{name}"
 
     @property
     def router_directory(self) -> Path:
@@ -102,6 +111,8 @@ class Wan:
 
     def run(self, host: str, command: Sequence[str], stdin: str, timeout_s: float) -> str:
         """A `measure.Runner`."""
+        if host == HERE:
+            return on_this_machine(host, command, stdin, timeout_s)
         namespace = next(h["namespace"] for h in self.plan["hosts"] if h["name"] == host)
         done = subprocess.run(
             ["ip", "netns", "exec", namespace, *command],

@@ -84,17 +84,62 @@ def each_direction_has_its_own_delay(wan: Wan) -> None:
     )
 
     def wrong() -> dict[Pair, Any]:
-        verify = Verify(measure=("loss",))
-        measured = measure.measure(wan.run, wan.points, shapes, verify, shared_clock=True)
+        measured = measure.measure(wan.run, wan.points, shapes, Verify())
         delays_s = {pair: m.one_way_median_s for pair, m in measured.pairs.items()}
         return {
             pair: delay_s
             for pair, delay_s in delays_s.items()
-            if delay_s is None or abs(delay_s - shapes[pair].delay_s) > TOLERANCE_S
+            if delay_s is None or abs(delay_s - measured.base_rtt_s / 2 - shapes[pair].delay_s) > TOLERANCE_S
         }
 
     until_good(lambda: wrong_rtts(wan, shapes))
     until_good(wrong)
+
+
+def directions_that_were_swapped_are_told(wan: Wan) -> None:
+    """By the measurement itself: round trips are the same."""
+    a, b, _ = wan.names[:3]
+    constraints = [{"from": a, "to": b, "delay": "5 ms"}, {"from": b, "to": a, "delay": "80 ms"}]
+    asked = wan.shape(network(default={"delay": "2 ms"}, constraints=constraints))
+
+    def wrong() -> dict[Any, Any]:
+        problems = measure.verify_wan(wan.run, wan.points, asked, Verify()).problems
+        return dict.fromkeys(problems)
+
+    until_good(wrong)
+    swapped = {**asked, (a, b): asked[b, a], (b, a): asked[a, b]}
+    wan_router.apply(wan.plan, tc_changes(asked, swapped, wan.devices))
+
+    def unseen() -> dict[Any, Any]:
+        problems = measure.verify_wan(wan.run, wan.points, asked, Verify()).problems
+        words = (
+            f"{a} -> {b}: one-way delay asked 5.00 ms, measured 8",
+            f"{b} -> {a}: one-way delay asked 80.00 ms, me",
+        )
+        return {} if len(problems) == 2 and all(map(str.startswith, problems, words)) else {"problems": problems}
+
+    until_good(unseen)
+
+
+def a_way_that_loses_all_is_not_called_measured(wan: Wan) -> None:
+    a, b, _ = wan.names[:3]
+    shapes = wan.shape(network(default={"delay": "2 ms"}, constraints=[{"from": a, "to": b, "loss": "100 %"}]))
+
+    def wrong() -> dict[Any, Any]:
+        report = measure.verify_wan(wan.run, wan.points, shapes, Verify())
+        got = {(v.measured.source, v.measured.destination): v for v in report.pairs}
+        there, back = got[a, b], got[b, a]
+        good = (there.measured.sent, there.measured.received) == (40, 0)
+        good = good and {"RTT", "one-way delay", "loss"} == {*there.not_measured}
+        # its requests arrive
+        good = good and back.not_measured == ("RTT",)
+        return {} if good and not report.problems else {"report": report}
+
+    until_good(wrong)
+    wan_router.apply(wan.plan, tc_changes(shapes, {**shapes, (a, b): shapes[b, a]}, wan.devices))
+    (there, back) = measure.verify_wan(wan.run, wan.points, shapes, Verify()).problems
+    assert there.startswith(f"{a} -> {b}: 40 of 40 echoes came back, asked was a loss of 100 % on the way there")
+    assert back.startswith(f"{b} -> {a}: 40 of 40 echoes came back, asked was a loss of 100 % on the way back")
 
 
 def loss_and_rate_are_as_asked_and_only_there(wan: Wan) -> None:
@@ -133,7 +178,7 @@ def echoes(wan: Wan, source: str, destination: str, count: int, interval_s: floa
     """What a steady ping of one pair gets."""
     spec = {
         "task": "rtt",
-        "destinations": [wan.address(destination)],
+        "stations": [{"to": [wan.address(destination)]}],
         "count": count,
         "interval_s": interval_s,
         "warmup": 3,
@@ -141,7 +186,7 @@ def echoes(wan: Wan, source: str, destination: str, count: int, interval_s: floa
     }
     command = ["python3", "-I", "-S", "-", json.dumps(spec)]
     answer = json.loads(wan.run(f"{source}-1", command, Path(probe.__file__).read_text(), 60))
-    result: dict[str, Any] = answer["results"][wan.address(destination)]
+    result: dict[str, Any] = answer["results"][0]
     return result
 
 
@@ -178,6 +223,12 @@ class OnThreeSites:
 
     def test_each_direction_has_its_own_delay(self, three: Wan) -> None:
         each_direction_has_its_own_delay(three)
+
+    def test_directions_that_were_swapped_are_told(self, three: Wan) -> None:
+        directions_that_were_swapped_are_told(three)
+
+    def test_a_way_that_loses_all_is_not_called_measured(self, three: Wan) -> None:
+        a_way_that_loses_all_is_not_called_measured(three)
 
     def test_loss_and_rate_are_as_asked_and_only_there(self, three: Wan) -> None:
         loss_and_rate_are_as_asked_and_only_there(three)

@@ -20,8 +20,8 @@ LAYERS = (
     "campaign campaign_mistakes config crossings documents egress enos_import enos_network enos_provider"
     " enos_reading enos_sites fields g5k_request inventory mistakes patch_series rally records report rtts schema"
     " seed service_variables smoke software stats topology traces unified_diff vagrant_plan variables wan"
-    " wan_readback wording",
-    "acceleration ansible apt_archive bench box cgroups clients cloud_probe code_proof code_recorder containers"
+    " wan_readback wan_verdict wording",
+    "acceleration ansible apt_archive bench box cgroups clients clocks cloud_probe code_proof code_recorder containers"
     " contents derived egress_hosts enoslib_calls enoslib_environment enoslib_g5k enoslib_roles enoslib_vagrant"
     " enoslib_worker first_login git_trees given_host guest host_cleaner host_environments host_packages"
     " hypervisor image image_content installed_code interruption machine machine_calls machine_plans measure nested"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import egress, wan
+from discovery_deploy import egress, wan, wan_verdict
 from discovery_deploy.errors import MeasurementError, TestbedError
 from discovery_deploy.model import Network, Verify
 from discovery_deploy.providers.base import LeasedHost
@@ -114,7 +114,8 @@ class TestPrograms:
             egress.programs(shapes_of(), (*HOSTS, twin))
 
     @pytest.mark.parametrize(
-        ("shape", "off"), [({"delay": "9 ms"}, False), ({"loss": "1 %"}, True), ({"jitter": "1 ms"}, True)]
+        ("shape", "off"),
+        [({"delay": "9 ms"}, False), ({"loss": "1 %"}, True), ({"delay": "9 ms", "jitter": "1 ms"}, True)],
     )
     def test_super_packets_are_kept_out_only_where_packets_leave_that_need_it(
         self, shape: dict[str, str], off: bool
@@ -324,7 +325,7 @@ class TestCorrection:
             )
             for pair, error_s in errors_s.items()
         ]
-        return wan.judge(shapes, found, Verify(), 0.0, measured_at="t")
+        return wan_verdict.judge(shapes, found, Verify(), 0.0, measured_at="t")
 
     def corrected(
         self, delay_ms: float, base: egress.BaseRtts, errors_s: dict[wan.Pair, float]

@@ -114,7 +114,11 @@ def test_the_testbeds_own_round_trips_are_kept_for_pairs_that_answer() -> None:
         result = {"sent": 100, "received": 100, "median_s": 0.004, "p99_s": 0.005, "max_s": 0.006}
         silent = {**result, "received": 0, "median_s": None, "p99_s": None, "max_s": None}
         cut = {"a", "c"}
-        results = {to: silent if {host, to} == cut else result for to in asked["destinations"]}
+        unseen = {"count": 0, "median_s": None, "jitter_s": None}
+        results = [
+            {**(silent if {host, to} == cut else result), "there": unseen, "back": unseen}
+            for to in asked["stations"][0]["to"]
+        ]
         return json.dumps({"results": results, "scheduling": "fifo"})
 
     points = [Point(name, name[0], name[0]) for name in NAMES]

@@ -17,6 +17,7 @@ from discovery_deploy.model import Network, Verify
 from discovery_deploy.wan import Pair, PathShape, asked_rtt_s, path_shapes
 
 NAMES = ("ares", "brest", "cork")
+HERE = [Point(name, measure.HERE, f"10.0.{i}.10", f"10.0.{i}.1", f"/net/{name}") for i, name in enumerate(NAMES)]
 POINTS = [Point(name, f"{name}-1", f"10.0.{i}.10", f"10.0.{i}.1") for i, name in enumerate(NAMES)]
 BASE_S = 0.0002
 
@@ -46,24 +47,34 @@ class Hosts:
         return json.dumps({"rtt": self.rtt, "stream": self.stream}[spec["task"]](site, spec, attempt))
 
     def rtt(self, site: str, spec: dict[str, Any], attempt: int) -> dict[str, Any]:
-        results = {}
-        for address in spec["destinations"]:
-            other = next((p.site for p in POINTS if p.address == address), None)
-            rtt_s = BASE_S / 2
-            if other:
-                rtt_s = asked_rtt_s(self.shapes, (site, other)) + BASE_S + self.extra_s((site, other), attempt)
-            count = spec["count"]
-            results[address] = {"sent": count, "received": count, "median_s": rtt_s, "p99_s": rtt_s, "max_s": rtt_s}
+        """Of one station alone, or of several that read one clock."""
+        sites = {point.address: point.site for point in POINTS}
+        own = [site] if len(spec["stations"]) == 1 else sorted(sites.values())
+        results = []
+        for here, station in zip(own, spec["stations"], strict=True):
+            for address in station["to"]:
+                there = sites[address]
+                extra_s = self.extra_s((here, there), attempt)
+                rtt_s = asked_rtt_s(self.shapes, (here, there)) + BASE_S + extra_s
+                there_s = self.shapes[here, there].delay_s + BASE_S / 2 if len(own) > 1 else None
+                results.append(self.echoes(spec["count"], rtt_s, there_s))
+            results += [self.echoes(spec["count"], BASE_S / 2, None)] if station["gateway"] else []
         return {"scheduling": "fifo", "results": results}
+
+    def echoes(self, count: int, rtt_s: float, there_s: float | None) -> dict[str, Any]:
+        back_s = None if there_s is None else rtt_s - there_s
+        return {
+            **{"sent": count, "received": count, "median_s": rtt_s, "p99_s": rtt_s, "max_s": rtt_s},
+            **{
+                way: {"count": 0 if median_s is None else count, "median_s": median_s, "jitter_s": median_s and 0.0}
+                for way, median_s in (("there", there_s), ("back", back_s))
+            },
+        }
 
     def stream(self, site: str, spec: dict[str, Any], attempt: int) -> dict[str, Any]:
         sent = [{"to": o["to"], "sent": o["count"], "seconds": 1.0} for o in spec["send"]]
         received = {
-            p.address: {
-                "received": round(1000 * self.received_share),
-                "rate_bps": 19e6,
-                "one_way_median_s": self.shapes[p.site, site].delay_s,
-            }
+            p.address: {"received": round(1000 * self.received_share), "rate_bps": 19e6}
             for p in POINTS
             if p.site != site
         }
@@ -83,21 +94,24 @@ class TestRounds:
 
 
 class TestSchedule:
-    def schedule(self, pairs: int, rate_bps: float | None = None, **verify: Any) -> tuple[int, float]:
-        return measure.echo_schedule([PathShape(rate_bps=rate_bps)] * pairs, Verify.model_validate(verify))
+    def schedule(self, sites: int, rate_bps: float | None = None, **verify: Any) -> tuple[int, float]:
+        shapes = [PathShape(rate_bps=rate_bps)] * sites * (sites - 1)
+        return measure.echo_schedule(shapes, Verify.model_validate(verify))
 
     def test_few_sites_are_measured_as_the_file_says(self) -> None:
-        assert self.schedule(6) == (40, 0.01)
-        assert self.schedule(6, probes=2000) == (2000, 0.01)
+        assert self.schedule(3) == (40, 0.01)
+        assert self.schedule(3, probes=2000) == (2000, 0.01)
 
     def test_many_sites_do_not_flood_the_router(self) -> None:
-        assert self.schedule(240) == (40, 0.06)
-        assert self.schedule(64 * 63) == (9, 1.008)
+        count, interval_s = self.schedule(16)
+        assert 16 * 15 / 2 / interval_s <= measure.ECHOES_PER_S
+        assert 7 <= count <= 40
+        assert self.schedule(64) == (7, 64 * 63 / 2 / measure.ECHOES_PER_S)
 
     def test_a_slow_path_is_not_filled_with_echoes(self) -> None:
-        count, interval_s = self.schedule(6, rate_bps=100e3)
-        assert count == 40
-        assert 2 * 98 * 8 / interval_s == pytest.approx(30e3)
+        count, interval_s = self.schedule(3, rate_bps=100e3)
+        assert count == 38
+        assert 98 * 8 / interval_s == pytest.approx(30e3)
 
     @pytest.mark.parametrize(
         ("loss", "tolerance", "datagrams"), [(0.0, "2 %", 500), (0.05, "2 %", 1900), (0.5, "1 %", 20_000)]
@@ -107,7 +121,7 @@ class TestSchedule:
 
 
 class TestMeasure:
-    def test_every_ordered_pair_is_measured_from_its_source(self) -> None:
+    def test_every_pair_is_asked_once_and_both_orders_have_what_was_measured(self) -> None:
         shapes = shapes_of(constraints=[{"from": "ares", "to": "brest", "delay": "30 ms"}])
         hosts = Hosts(shapes)
         measured = measure.measure(hosts, POINTS, shapes, Verify())
@@ -117,7 +131,28 @@ class TestMeasure:
         assert {(m.sent, m.received, m.loss, m.rate_bps) for m in measured.pairs.values()} == {(40, 40, None, None)}
         assert measured.base_rtt_s == pytest.approx(BASE_S)
         assert measured.probe_scheduling == "fifo"
-        assert sorted(host for host, _ in hosts.calls) == ["ares-1", "brest-1", "cork-1"]
+        asked = {host: spec["stations"][0]["to"] for host, spec in hosts.calls}
+        assert asked == {"ares-1": ["10.0.1.10", "10.0.2.10"], "brest-1": ["10.0.2.10"]}
+        assert {m.one_way_median_s for m in measured.pairs.values()} == {None}
+
+    def test_where_all_read_one_clock_each_direction_is_seen(self) -> None:
+        shapes = shapes_of(default={"delay": "1 ms"}, constraints=[{"from": "ares", "to": "brest", "delay": "30 ms"}])
+        hosts = Hosts(shapes)
+        measured = measure.measure(hosts, HERE, shapes, Verify())
+        assert [host for host, _ in hosts.calls] == [measure.HERE]
+        assert [station["namespace"] for station in hosts.calls[0][1]["stations"]] == [
+            "/net/ares",
+            "/net/brest",
+            "/net/cork",
+        ]
+        assert {pair: m.one_way_median_s for pair, m in measured.pairs.items()} == pytest.approx(
+            {pair: shape.delay_s + BASE_S / 2 for pair, shape in shapes.items()}
+        )
+
+    def test_a_way_that_loses_all_is_not_the_one_of_requests(self) -> None:
+        shapes = shapes_of(constraints=[{"from": "ares", "to": "brest", "loss": "100 %"}])
+        assert measure.asking_order(shapes, ("ares", "brest")) == ("brest", "ares")
+        assert measure.asking_order(shapes, ("cork", "ares")) == ("ares", "cork")
 
     def test_it_waits_longer_than_the_longest_round_trip(self) -> None:
         shapes = shapes_of(default={"delay": "150 ms", "jitter": "20 ms"})
@@ -125,15 +160,12 @@ class TestMeasure:
         measure.measure(hosts, POINTS, shapes, Verify())
         assert {spec["wait_s"] for _, spec in hosts.calls} == {0.84}
 
-    def test_loss_is_a_share_of_what_was_sent_and_delay_needs_a_shared_clock(self) -> None:
+    def test_loss_is_a_share_of_what_was_sent(self) -> None:
         shapes = shapes_of(default={"delay": "10 ms", "loss": "5 %"})
         hosts = Hosts(shapes, received_share=1.8)
         verify = Verify(measure=("loss",))
         measured = measure.measure(hosts, POINTS, shapes, verify)
         assert {m.loss for m in measured.pairs.values()} == {1 - 1800 / 1900}
-        assert {m.one_way_median_s for m in measured.pairs.values()} == {None}
-        shared = measure.measure(hosts, POINTS, shapes, verify, shared_clock=True)
-        assert {m.one_way_median_s for m in shared.pairs.values()} == {0.01}
         assert measured.probe_scheduling == "other"
 
     def test_a_path_that_loses_all_gets_no_stream(self) -> None:
@@ -171,7 +203,7 @@ class TestVerifyWan:
         hosts = Hosts(shapes)
         report = measure.verify_wan(hosts, POINTS, shapes, Verify())
         assert report.problems == ()
-        assert len(hosts.calls) == 3
+        assert len(hosts.calls) == 2
         assert report.probe_scheduling == "fifo"
 
     def test_what_goes_away_by_itself_is_no_problem(self) -> None:
@@ -180,8 +212,8 @@ class TestVerifyWan:
         hosts.extra_s = lambda pair, attempt: 0.005 if pair == ("ares", "cork") and attempt == 1 else 0.0
         report = measure.verify_wan(hosts, POINTS, shapes, Verify())
         assert report.problems == ()
-        (again,) = [spec for host, spec in hosts.calls[3:]]
-        assert again["destinations"] == ["10.0.2.10", "10.0.0.1"]
+        (again,) = [spec for host, spec in hosts.calls[2:]]
+        assert again["stations"] == [{"to": ["10.0.2.10"], "gateway": "10.0.0.1", "namespace": None}]
         assert len(report.pairs) == 6
 
     def test_what_stays_is(self) -> None:
@@ -189,9 +221,9 @@ class TestVerifyWan:
         hosts = Hosts(shapes)
         hosts.extra_s = lambda pair, attempt: 0.005 if pair == ("ares", "cork") else 0.0
         report = measure.verify_wan(hosts, POINTS, shapes, Verify(), readback=lambda: ["tc shows another"], attempts=3)
-        assert len(hosts.calls) == 5
+        assert len(hosts.calls) == 4
         assert report.readback_problems == ("tc shows another",)
-        assert len(report.problems) == 2
+        assert len(report.problems) == 3
         assert report.problems[1].startswith("ares -> cork: RTT asked 0.00 ms, measured 5.20 ms")
 
 

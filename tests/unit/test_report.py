@@ -355,6 +355,7 @@ def test_twelve_settings_and_repetitions() -> None:
     assert "24 of 24 runs valid" in page
     assert "Medians lie at most" in page
     assert html.decode().count('class="matrix"') == 12
+    assert "Not measured, only read back from the router: one-way delay (6 of 6 pairs)." in html.decode()
 
 
 def test_an_unknown_task_and_missing_measurements(small: Campaign) -> None:

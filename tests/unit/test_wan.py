@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import wan
+from discovery_deploy import probe, wan, wan_verdict
 from discovery_deploy.model import Network, Verify
 from discovery_deploy.wan import PairMeasurement, PathShape
 from tests.unit.three_sites import DEVICES, MIXED_NETWORK, NAMES, SUBNETS
@@ -32,7 +32,9 @@ def verdict(shapes: dict[wan.Pair, PathShape], base_rtt_s: float = 0.0, **of_one
     verify = of_one.pop("verify", Verify())
     pairs = {pair: measured(*pair, wan.asked_rtt_s(shapes, pair) + base_rtt_s) for pair in shapes}
     pairs["ares", "brest"] = pairs["ares", "brest"].model_copy(update=of_one)
-    return wan.judge(shapes, pairs.values(), verify, base_rtt_s, measured_at="2026-01-01T00:00:00+00:00").problems
+    return wan_verdict.judge(
+        shapes, pairs.values(), verify, base_rtt_s, measured_at="2026-01-01T00:00:00+00:00"
+    ).problems
 
 
 class TestShapes:
@@ -42,11 +44,14 @@ class TestShapes:
     def test_what_a_constraint_leaves_out_comes_from_the_default(self) -> None:
         shapes = shapes_of(
             default={"delay": "10 ms", "jitter": "1 ms", "rate": "1 Gbit/s"},
-            constraints=[{"between": ["ares", "brest"], "loss": "5 %"}, {"from": "cork", "to": "ares", "delay": "0 s"}],
+            constraints=[
+                {"between": ["ares", "brest"], "loss": "5 %"},
+                {"from": "cork", "to": "ares", "delay": "0 s", "jitter": "0 s"},
+            ],
         )
         assert shapes["ares", "brest"] == PathShape(delay_s=0.01, jitter_s=0.001, loss=0.05, rate_bps=1e9)
         assert shapes["brest", "ares"] == shapes["ares", "brest"]
-        assert shapes["cork", "ares"] == PathShape(delay_s=0.0, jitter_s=0.001, rate_bps=1e9)
+        assert shapes["cork", "ares"] == PathShape(delay_s=0.0, rate_bps=1e9)
         assert shapes["ares", "cork"] == PathShape(delay_s=0.01, jitter_s=0.001, rate_bps=1e9)
 
     def test_a_site_that_is_not_there_is_refused(self) -> None:
@@ -153,18 +158,18 @@ class Tc:
 
 def random_network(chance: random.Random) -> Network:
     def shape() -> dict[str, str]:
+        delay_ms = chance.choice([0, 1, 10, 37.5, 150])
         choices = {
-            "delay": f"{chance.choice([0, 1, 10, 37.5, 150])} ms",
-            "jitter": f"{chance.choice([0, 1, 5])} ms",
+            "delay": f"{delay_ms} ms",
+            "jitter": f"{chance.choice([ms for ms in (0, 1, 5) if ms <= delay_ms])} ms",
             "loss": f"{chance.choice([0, 0.1, 5])} %",
             "rate": f"{chance.choice([1, 20, 1000])} Mbit/s",
         }
-        return {key: value for key, value in choices.items() if chance.random() < 0.5}
+        shown = {key: value for key, value in choices.items() if chance.random() < 0.5}
+        return {"delay": "5 ms", "jitter": "0 ms", **shown} if "delay" not in shown else {"jitter": "0 ms", **shown}
 
     pairs = [(a, b) for a in NAMES for b in NAMES if a != b]
-    constraints = [
-        {"from": a, "to": b, "delay": "2 ms", **shape()} for a, b in chance.sample(pairs, chance.randrange(5))
-    ]
+    constraints = [{"from": a, "to": b, **shape()} for a, b in chance.sample(pairs, chance.randrange(5))]
     return network(default=shape(), constraints=constraints)
 
 
@@ -229,7 +234,7 @@ class TestProgram:
             ({"delay": "9 ms"}, False),
             ({"loss": "1 %"}, True),
             ({"rate": "1 Gbit/s"}, True),
-            ({"jitter": "1 ms"}, True),
+            ({"delay": "9 ms", "jitter": "1 ms"}, True),
         ],
     )
     def test_super_packets_are_kept_out_where_they_would_cheat(self, shape: dict[str, str], off: bool) -> None:
@@ -272,7 +277,7 @@ class TestVerdict:
 
     def test_jitter_widens_the_tolerance_by_what_a_median_then_spreads(self) -> None:
         shapes = shapes_of(default={"delay": "50 ms", "jitter": "10 ms"})
-        tolerances_s = [wan.rtt_tolerance_s(shapes, ("ares", "brest"), Verify(), count) for count in (40, 4000)]
+        tolerances_s = [wan_verdict.rtt_tolerance_s(shapes, ("ares", "brest"), Verify(), count) for count in (40, 4000)]
         # 2 % of 100 ms, and 3 x 1.2533 x 8.165 ms / sqrt(n)
         assert tolerances_s == pytest.approx([0.002 + 0.004854, 0.002 + 0.000485], abs=1e-6)
 
@@ -281,7 +286,7 @@ class TestVerdict:
         chance, outside = random.Random(1), 0
         for _ in range(1000):
             rtts_s = sorted(0.1 + chance.uniform(-0.01, 0.01) + chance.uniform(-0.01, 0.01) for _ in range(41))
-            outside += abs(rtts_s[20] - 0.1) > wan.rtt_tolerance_s(shapes, ("ares", "brest"), Verify(), 41)
+            outside += abs(rtts_s[20] - 0.1) > wan_verdict.rtt_tolerance_s(shapes, ("ares", "brest"), Verify(), 41)
         assert outside <= 3
 
     def test_no_reply(self) -> None:
@@ -293,7 +298,7 @@ class TestVerdict:
         pairs = [
             measured(*pair, 0.0).model_copy(update=lost if set(pair) == {"ares", "brest"} else {}) for pair in shapes
         ]
-        assert wan.judge(shapes, pairs, Verify(), 0.0, measured_at="now").problems == ()
+        assert wan_verdict.judge(shapes, pairs, Verify(), 0.0, measured_at="now").problems == ()
 
     def test_echoes_lost_where_none_should_be(self) -> None:
         assert verdict(shapes_of(), received=39) == ()
@@ -312,7 +317,10 @@ class TestVerdict:
             ({"loss": 0.02}, "loss asked 5.00 %, measured 2.00 %, tolerance 2.00 %"),
             ({"rate_bps": 24e6}, "rate asked 20.000 Mbit/s, measured 24.000 Mbit/s, tolerance 3.000 Mbit/s"),
             ({"rate_bps": 16e6}, "rate asked 20.000 Mbit/s, measured 16.000 Mbit/s, tolerance 3.000 Mbit/s"),
-            ({"one_way_median_s": 0.012}, "one-way delay asked 10.00 ms, measured 12.00 ms, tolerance 1.00 ms"),
+            (
+                {"one_way_median_s": 0.012},
+                "one-way delay asked 10.00 ms, measured 12.00 ms (0.00 ms of it are the testbed's), tolerance 1.00 ms",
+            ),
             ({"loss": 0.0601, "rate_bps": 19e6, "one_way_median_s": 0.0105}, None),
         ],
     )
@@ -320,16 +328,101 @@ class TestVerdict:
         shapes = shapes_of(default={"delay": "10 ms", "loss": "5 %", "rate": "20 Mbit/s"})
         assert verdict(shapes, received=36, **fields) == ((f"ares -> brest: {message}",) if message else ())
 
+    def test_directions_that_were_swapped_are_told_where_they_are_seen(self) -> None:
+        constraints = [
+            {"from": "ares", "to": "brest", "delay": "5 ms"},
+            {"from": "brest", "to": "ares", "delay": "80 ms"},
+        ]
+        shapes = shapes_of(constraints=constraints)
+        right = [
+            measured(*pair, wan.asked_rtt_s(shapes, pair), one_way_median_s=shapes[pair].delay_s) for pair in shapes
+        ]
+        assert wan_verdict.judge(shapes, right, Verify(), 0.0, measured_at="now").problems == ()
+        swapped = [m.model_copy(update={"one_way_median_s": shapes[m.destination, m.source].delay_s}) for m in right]
+        first, second = wan_verdict.judge(shapes, swapped, Verify(), 0.0, measured_at="now").problems
+        assert first.startswith("ares -> brest: one-way delay asked 5.00 ms, measured 80.00 ms")
+        assert second.startswith("brest -> ares: one-way delay asked 80.00 ms, measured 5.00 ms")
+
+    def test_half_of_the_testbed_s_own_rtt_is_forgiven_each_way(self) -> None:
+        shapes = shapes_of(default={"delay": "10 ms"})
+        assert verdict(shapes, base_rtt_s=0.0008, one_way_median_s=0.0113) == ()
+        assert verdict(shapes, base_rtt_s=0.0, one_way_median_s=0.0113) != ()
+
+    @pytest.mark.parametrize(("jitter_s", "good"), [(0.005, True), (0.0075, True), (0.0, False), (0.009, False)])
+    def test_jitter_is_compared_where_it_is_seen(self, jitter_s: float, good: bool) -> None:
+        shapes = shapes_of(default={"delay": "20 ms", "jitter": "5 ms"})
+        problems = verdict(shapes, jitter_s=jitter_s)
+        assert (problems == ()) is good
+        assert good or problems[0].startswith("ares -> brest: jitter asked 5.00 ms, measured")
+
+    def test_measured_jitter_of_simulated_delays_is_within_its_tolerance(self) -> None:
+        chance, outside = random.Random(1), 0
+        tolerance_s = wan_verdict.jitter_tolerance_s(0.01, Verify(rtt_tolerance="0 ms"), 40)
+        for _ in range(1000):
+            found = probe.one_way([chance.uniform(0.01, 0.03) for _ in range(40)])["jitter_s"]
+            outside += abs(found - 0.01) > tolerance_s
+        assert outside <= 3
+
+    def test_a_reply_where_all_should_be_lost_is_told_even_in_time(self) -> None:
+        shapes = shapes_of(constraints=[{"from": "ares", "to": "brest", "loss": "100 %"}])
+        there, back = verdict(shapes, received=1)
+        assert there == "ares -> brest: 1 of 40 echoes came back, asked was a loss of 100 % on the way there"
+        assert back == "brest -> ares: 40 of 40 echoes came back, asked was a loss of 100 % on the way back"
+
+    @pytest.mark.parametrize(("rate", "forwards_bps", "good"), [
+        ("1 Gbit/s", 350e6, False), ("300 Mbit/s", 350e6, True), ("1 Gbit/s", None, True),
+    ])  # fmt: skip
+    def test_a_rate_that_the_router_may_not_forward_is_not_as_asked_before_it_is_measured(
+        self, rate: str, forwards_bps: float | None, good: bool
+    ) -> None:
+        shapes = shapes_of(constraints=[{"from": "ares", "to": "brest", "rate": rate}])
+        pairs = [measured(*pair, 0.0) for pair in shapes]
+        report = wan_verdict.judge(shapes, pairs, Verify(), 0.0, measured_at="now", forwards_bps=forwards_bps)
+        assert (report.problems == ()) is good
+        assert good or "rate asked 1000.000 Mbit/s, not measured, and more than the 350 Mbit/s" in report.problems[0]
+        seen = [m.model_copy(update={"rate_bps": shapes[m.source, m.destination].rate_bps}) for m in pairs]
+        report = wan_verdict.judge(shapes, seen, Verify(), 0.0, measured_at="now", forwards_bps=forwards_bps)
+        assert report.problems == ()
+
+    def test_what_was_not_measured_is_named_and_not_called_as_asked(self) -> None:
+        constraints = [
+            {"from": "ares", "to": "brest", "loss": "100 %"},
+            {"from": "cork", "to": "ares", "rate": "20 Mbit/s", "jitter": "1 ms"},
+        ]
+        shapes = shapes_of(default={"delay": "5 ms"}, constraints=constraints)
+        lost = {"rtt_median_s": None, "received": 0}
+        pairs = [
+            measured(*pair, 0.01).model_copy(update=lost if set(pair) == {"ares", "brest"} else {}) for pair in shapes
+        ]
+        report = wan_verdict.judge(shapes, pairs, Verify(), 0.0, measured_at="now")
+        assert report.problems == ()
+        assert wan_verdict.summary(report) == (
+            "6 ordered pairs as asked where measured, largest RTT error 0.00 ms; not measured, only read back: "
+            "RTT (2 of 6 pairs), jitter (1 of 6 pairs), loss (1 of 6 pairs), one-way delay (6 of 6 pairs), "
+            "rate (1 of 6 pairs)"
+        )
+        flat = shapes_of(default={"delay": "5 ms"})
+        whole = [measured(*pair, 0.01, one_way_median_s=0.005) for pair in flat]
+        report = wan_verdict.judge(flat, whole, Verify(), 0.0, measured_at="now")
+        assert wan_verdict.summary(report) == "6 ordered pairs as asked, largest RTT error 0.00 ms"
+
+    def test_a_record_of_before_one_way_delays_says_that_they_were_not_measured(self) -> None:
+        old = measured("ares", "brest", 0.01).model_dump(exclude={"one_way_median_s", "jitter_s"})
+        verdict = wan.PairVerdict.model_validate(
+            {"asked": {"delay_s": 0.005}, "asked_rtt_s": 0.01, "measured": old, "problems": []}
+        )
+        assert verdict.not_measured == ("one-way delay",)
+
     def test_a_pair_that_was_not_measured(self) -> None:
         shapes = shapes_of()
         pairs = [measured(*pair, 0.0) for pair in shapes if pair != ("cork", "ares")]
-        report = wan.judge(shapes, pairs, Verify(), 0.0, measured_at="now")
+        report = wan_verdict.judge(shapes, pairs, Verify(), 0.0, measured_at="now")
         assert report.problems == ("cork -> ares: not measured",)
 
     def test_the_report_is_complete_sorted_and_can_be_kept(self) -> None:
         shapes = shapes_of(default={"delay": "1 ms"})
         pairs = [measured(*pair, 0.002) for pair in reversed(list(shapes))]
-        report = wan.judge(
+        report = wan_verdict.judge(
             shapes, pairs, Verify(), 0.0001, measured_at="now", readback_problems=["x"], probe_scheduling="fifo"
         )
         assert [(v.measured.source, v.measured.destination) for v in report.pairs] == sorted(shapes)

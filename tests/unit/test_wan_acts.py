@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
-from discovery_deploy import wan, wan_acts
+from discovery_deploy import commands, wan, wan_acts, wan_verdict
 from discovery_deploy.errors import MeasurementError
 from discovery_deploy.model import Experiment
 from discovery_deploy.providers.base import ProviderInterface
@@ -30,16 +31,22 @@ class Answering(Remote):
     def __init__(self, rtt_s: float) -> None:
         super().__init__(Path("none"))
         self.rtt_s = rtt_s
+        self.ahead_s = 0.0
         self.asked: list[str] = []
         self.shaping: set[str] = set()
 
     def __call__(self, host: str, command: Sequence[str], stdin: str = "", timeout_s: float = 60.0) -> str:
+        if command[0] == "date":
+            return f"{time.time_ns() + round(self.ahead_s * 1e9)}\n"
         if command[3] == "-":
             self.asked.append("probe")
             assert self.shaping == set()
             probe = json.loads(command[-1])
+            (station,) = probe["stations"]
+            unseen = {"count": 0, "median_s": None, "jitter_s": None}
             result = {"sent": 9, "received": 9, "median_s": self.rtt_s, "p99_s": self.rtt_s, "max_s": self.rtt_s}
-            return json.dumps({"results": dict.fromkeys(probe["destinations"], result), "scheduling": "fifo"})
+            results = [{**result, "there": unseen, "back": unseen}] * len(station["to"])
+            return json.dumps({"results": results, "scheduling": "fifo"})
         request = json.loads(stdin)
         self.asked.append(request["act"])
         if request["act"] == "apply":
@@ -59,6 +66,48 @@ def wan_of(tmp_path: Path, asked: Experiment, rtt_s: float, **fields: Any) -> tu
     remote = Answering(rtt_s)
     provider = cast(ProviderInterface, None)
     return Wan(lease.model_copy(update={"hosts": hosts}), provider, remote, Workspace(tmp_path)), remote
+
+
+@pytest.mark.parametrize(("load", "relied_on"), [("light", False), ("high", True)])
+def test_a_clock_that_is_off_is_a_problem_for_a_common_start_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: str, relied_on: bool
+) -> None:
+    asked = experiment()
+    asked = asked.model_copy(update={"campaign": asked.campaign.model_copy(update={"load": load})})
+    wan, remote = wan_of(tmp_path, asked, 0.0)
+    monkeypatch.setattr("discovery_deploy.measure.verify_wan", lambda *_, **__: report(asked, 0.01))
+    assert wan.measured(asked).clock_problems == ()
+    remote.ahead_s = 3600.0
+    found = wan.measured(asked)
+    assert {clock.host for clock in found.clocks} == {
+        *(wan.lease.at(site).name for site in asked.site_names),
+        *(wan.lease.at(site, "bench").name for site in asked.bench_sites()),
+    }
+    assert (found.problems == ()) is not relied_on
+    assert not relied_on or "ahead of this machine's, tolerance 100.00 ms" in found.problems[0]
+    table = commands.wan_table(found, asked.network.verify)
+    assert "# rennes-1: its clock is 36000" in table
+
+
+def test_verify_names_what_it_did_not_measure() -> None:
+    asked = experiment(default={"delay": "5 ms", "loss": "1 %"}, constraints=[])
+    found = report(asked, 0.01)
+    head, first, *_, last = commands.wan_table(found, asked.network.verify).splitlines()
+    shown = dict(zip(head.split("\t"), first.split("\t"), strict=True))
+    assert (shown["median RTT ms"], shown["one way ms"], shown["loss %"]) == ("10.00", "-", "-")
+    assert (shown["not measured"], shown["problem"]) == ("one-way delay, loss", "-")
+    assert last == "# not measured, only read back: loss (6 of 6 pairs), one-way delay (6 of 6 pairs)"
+    with pytest.raises(MeasurementError, match="a path is too short\n  not measured, only read back: loss"):
+        commands.raise_on_problems(report(asked, 0.01, readback_problems=["a path is too short"]))
+
+
+def test_hosts_of_this_machine_are_measured_by_one_probe_in_their_namespaces(tmp_path: Path) -> None:
+    asked = experiment()
+    hosts = [{"name": host.name, "namespace": f"dd3-{host.name}"} for host in leased.lease(asked).hosts]
+    wan, _ = wan_of(tmp_path, asked, 0.0, shaped="router", details={"plan": {"hosts": hosts}})
+    assert {(point.host, point.namespace) for point in wan.points(asked)} == {
+        ("", f"/run/netns/dd3-{wan.lease.at(site).name}") for site in asked.site_names
+    }
 
 
 def delays_ms(wan: Wan, asked: Experiment) -> set[float]:
@@ -83,7 +132,7 @@ def report(asked: Experiment, rtt_s: float, **fields: Any) -> wan.WanReport:
     measured = [
         wan.unmeasured(pair).model_copy(update={"sent": 9, "received": 9, "rtt_median_s": rtt_s}) for pair in shapes
     ]
-    return wan.judge(shapes, measured, asked.network.verify, 0.0, measured_at="t", **fields)
+    return wan_verdict.judge(shapes, measured, asked.network.verify, 0.0, measured_at="t", **fields)
 
 
 def test_it_is_corrected_by_what_is_measured_while_paths_are_shaped(tmp_path: Path) -> None:
@@ -158,7 +207,10 @@ def test_what_was_put_there_is_what_is_read_back_and_nothing_is_flattened_for_it
         return ()
 
     monkeypatch.setattr(wan.shaper, "problems", shown)
-    monkeypatch.setattr("discovery_deploy.measure.verify_wan", lambda *_, readback, **__: readback())
+    monkeypatch.setattr(
+        "discovery_deploy.measure.verify_wan",
+        lambda *_, readback, **__: report(asked, 0.01, readback_problems=readback()),
+    )
     remote.asked.clear()
     wan.measured(asked)
     assert {round(1e3 * shape.delay_s, 6) for shape in problems[0].values()} == {3.0}

@@ -1,0 +1,189 @@
+"""Whether the WAN is the one asked for: from measurements to a verdict. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from discovery_deploy.model import Verify
+from discovery_deploy.wan import (
+    Pair,
+    PairMeasurement,
+    PairVerdict,
+    PathShape,
+    WanReport,
+    asked_rtt_s,
+    milliseconds,
+    unmeasured,
+)
+
+
+def rtt_tolerance_s(shapes: Mapping[Pair, PathShape], pair: Pair, verify: Verify, received: int) -> float:
+    """Largest accepted |measured - asked| of a median RTT, in seconds.
+
+    Jitter widens it by three standard errors of a median of `received` samples: each way is uniform within
+    +-jitter (standard deviation jitter / sqrt 3), and a median's standard error is sqrt(pi / 2) x sd / sqrt(n).
+    """
+    ways = (shapes[pair], shapes[pair[1], pair[0]])
+    deviation_s = math.sqrt(sum(way.jitter_s**2 for way in ways) / 3)
+    sampling_s = 3 * math.sqrt(math.pi / 2) * deviation_s / math.sqrt(max(received, 1))
+    return max(verify.rtt_tolerance, verify.rtt_tolerance_ratio * asked_rtt_s(shapes, pair)) + sampling_s
+
+
+def one_way_tolerance_s(shapes: Mapping[Pair, PathShape], pair: Pair, verify: Verify, received: int) -> float:
+    """Largest accepted |measured - asked| of a median one-way delay, in seconds: as `rtt_tolerance_s`.
+
+    The median of values that are uniform within +-jitter has the standard error jitter / sqrt(n).
+    """
+    accepted_s = max(verify.rtt_tolerance, verify.rtt_tolerance_ratio * asked_rtt_s(shapes, pair))
+    return accepted_s + 3 * shapes[pair].jitter_s / math.sqrt(max(received, 1))
+
+
+def jitter_tolerance_s(jitter_s: float, verify: Verify, received: int) -> float:
+    """Largest accepted |measured - asked| of a jitter, in seconds: the testbed's own, and four standard errors.
+
+    The distance of the 10th and 90th percentiles of n uniform values has the standard error 0.8 jitter / sqrt(n)
+    (asymptotically); it is 1.6 jitter.
+    """
+    return verify.rtt_tolerance + 4 * jitter_s / 2 / math.sqrt(max(received, 1))
+
+
+def _rtt_problems(
+    shapes: Mapping[Pair, PathShape], measured: PairMeasurement, verify: Verify, base_s: float
+) -> Iterable[str]:
+    pair = (measured.source, measured.destination)
+    where = f"{pair[0]} -> {pair[1]}"
+    kept = (1 - shapes[pair].loss) * (1 - shapes[pair[1], pair[0]].loss)
+    if measured.rtt_median_s is None:
+        if measured.sent and kept:
+            yield f"{where}: no reply to {measured.sent} echo requests"
+        return
+    if not kept:
+        yield (
+            f"{where}: {measured.received} of {measured.sent} echoes came back, asked was a loss of 100 % on the way "
+            f"{'there' if shapes[pair].loss == 1 else 'back'}"
+        )
+        return
+    asked_s, tolerance_s = asked_rtt_s(shapes, pair), rtt_tolerance_s(shapes, pair, verify, measured.received)
+    if abs(measured.rtt_median_s - base_s - asked_s) > tolerance_s:
+        yield (
+            f"{where}: RTT asked {milliseconds(asked_s)}, measured {milliseconds(measured.rtt_median_s)} "
+            f"(median of {measured.received}; {milliseconds(base_s)} of it are the testbed's), "
+            f"tolerance {milliseconds(tolerance_s)}"
+        )
+    lost = 1 - measured.received / measured.sent
+    allowed = 2 * verify.loss_tolerance + 4 * math.sqrt(kept * (1 - kept) / measured.sent)
+    if abs(lost - (1 - kept)) > allowed:
+        yield (
+            f"{where}: {measured.sent - measured.received} of {measured.sent} echoes lost ({100 * lost:.1f} %), "
+            f"asked {100 * (1 - kept):.1f} % for both ways together"
+        )
+
+
+def _one_way_problems(
+    shapes: Mapping[Pair, PathShape], measured: PairMeasurement, verify: Verify, base_s: float
+) -> Iterable[str]:
+    """Of one direction's delay and jitter, where both were seen; half of the testbed's own RTT belongs to each way."""
+    pair = (measured.source, measured.destination)
+    shape, where = shapes[pair], f"{pair[0]} -> {pair[1]}"
+    tolerance_s = one_way_tolerance_s(shapes, pair, verify, measured.received)
+    delay_s = measured.one_way_median_s
+    if delay_s is not None and abs(delay_s - base_s / 2 - shape.delay_s) > tolerance_s:
+        yield (
+            f"{where}: one-way delay asked {milliseconds(shape.delay_s)}, measured {milliseconds(delay_s)} "
+            f"({milliseconds(base_s / 2)} of it are the testbed's), tolerance {milliseconds(tolerance_s)}"
+        )
+    if shape.jitter_s and measured.jitter_s is not None:
+        tolerance_s = jitter_tolerance_s(shape.jitter_s, verify, measured.received)
+        if abs(measured.jitter_s - shape.jitter_s) > tolerance_s:
+            yield (
+                f"{where}: jitter asked {milliseconds(shape.jitter_s)}, measured {milliseconds(measured.jitter_s)}, "
+                f"tolerance {milliseconds(tolerance_s)}"
+            )
+
+
+def _flow_problems(
+    shape: PathShape, measured: PairMeasurement, verify: Verify, forwards_bps: float | None
+) -> Iterable[str]:
+    where = f"{measured.source} -> {measured.destination}"
+    if measured.loss is not None and abs(measured.loss - shape.loss) > verify.loss_tolerance:
+        yield (
+            f"{where}: loss asked {100 * shape.loss:.2f} %, measured {100 * measured.loss:.2f} %, "
+            f"tolerance {100 * verify.loss_tolerance:.2f} %"
+        )
+    if shape.rate_bps is None:
+        return
+    if measured.rate_bps is None:
+        if forwards_bps is not None and shape.rate_bps > forwards_bps:
+            yield (
+                f"{where}: rate asked {shape.rate_bps / 1e6:.3f} Mbit/s, not measured, and more than the "
+                f"{forwards_bps / 1e6:g} Mbit/s that this kind of router has been seen to forward; "
+                "add `rate` to `network.verify.measure`, or ask for less"
+            )
+        return
+    allowed_bps = verify.rate_tolerance * shape.rate_bps
+    if abs(measured.rate_bps - shape.rate_bps) > allowed_bps:
+        yield (
+            f"{where}: rate asked {shape.rate_bps / 1e6:.3f} Mbit/s, measured {measured.rate_bps / 1e6:.3f} "
+            f"Mbit/s, tolerance {allowed_bps / 1e6:.3f} Mbit/s"
+        )
+
+
+def judge(
+    shapes: Mapping[Pair, PathShape],
+    measurements: Iterable[PairMeasurement],
+    verify: Verify,
+    base_rtt_s: float,
+    *,
+    measured_at: str,
+    readback_problems: Sequence[str] = (),
+    probe_scheduling: str = "",
+    forwards_bps: float | None = None,
+) -> WanReport:
+    """Asked against measured, for every ordered pair; a pair that was not measured is a problem.
+
+    Args:
+        base_rtt_s: RTT of the testbed itself between two sites; up to `verify.rtt_tolerance` of it is subtracted.
+        measured_at: ISO 8601, UTC.
+        forwards_bps: a rate above this is a problem where it was not measured; None: none is.
+    """
+    # A testbed slower than the tolerance is a deviation, not a base to be forgiven.
+    base_s = min(base_rtt_s, verify.rtt_tolerance)
+    by_pair = {(measured.source, measured.destination): measured for measured in measurements}
+    verdicts = []
+    for pair, shape in sorted(shapes.items()):
+        asked_s = asked_rtt_s(shapes, pair)
+        measured = by_pair.get(pair) or unmeasured(pair)
+        problems = [*_rtt_problems(shapes, measured, verify, base_s)]
+        problems += _one_way_problems(shapes, measured, verify, base_s)
+        problems += _flow_problems(shape, measured, verify, forwards_bps)
+        if pair not in by_pair:
+            problems = [f"{pair[0]} -> {pair[1]}: not measured"]
+        verdicts.append(PairVerdict(asked=shape, asked_rtt_s=asked_s, measured=measured, problems=tuple(problems)))
+    return WanReport(
+        measured_at=measured_at,
+        pairs=tuple(verdicts),
+        readback_problems=tuple(readback_problems),
+        base_rtt_s=base_rtt_s,
+        probe_scheduling=probe_scheduling,
+    )
+
+
+def summary(report: WanReport) -> str:
+    """One line: how many ordered pairs, how far the medians are from asked, and what was not measured."""
+    if report.problems:
+        return f"{len(report.problems)} problems, the first: {report.problems[0]}"
+    errors_s = [
+        abs(pair.measured.rtt_median_s - report.base_rtt_s - pair.asked_rtt_s)
+        for pair in report.pairs
+        if pair.measured.rtt_median_s is not None
+    ]
+    said = f"largest RTT error {max(errors_s) * 1e3:.2f} ms" if errors_s else "no RTT"
+    unseen = f"; {not_measured_text(report)}" if report.not_measured else ""
+    where = " where measured" if unseen else ""
+    return f"{len(report.pairs)} ordered pairs as asked{where}, {said}{unseen}"
+
+
+def not_measured_text(report: WanReport) -> str:
+    """What of a verification stands on the read-back alone: "not measured, only read back: rate (2 of 6 pairs)"."""
+    return f"not measured, only read back: {', '.join(report.not_measured)}"
