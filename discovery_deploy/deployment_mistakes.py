@@ -117,10 +117,10 @@ def _not_for_a_file(place: Place, overrides: Mapping[str, Mapping[str, Mapping[s
     for service, sections in overrides.items():
         for section, options in sections.items():
             where = (*place, service, section)
-            if not re.fullmatch(r"[^\[\]\s]+", section) or _control_character(section):
+            if not re.fullmatch(r"[^\[\]\s_][^\[\]\s]*", section) or _control_character(section):
                 yield Mistake(where, f'"{section}" is not the name of a section')
             for option, value in options.items():
-                if not re.fullmatch(r"[^\[\]=:#;\s]+", option) or _control_character(option):
+                if not re.fullmatch(r"[^\[\]=:#;\s_][^\[\]=:#;\s]*", option) or _control_character(option):
                     yield Mistake((*where, option), f'"{option}" is not the name of an option')
                 problem = _value_problem(value)
                 if problem:

@@ -89,10 +89,24 @@ def _prepared(experiment: Experiment) -> dict[str, str]:
 
 
 def with_variables(inventory: dict[str, Any], variables: Variables) -> dict[str, Any]:
-    """The inventory with the roles' variables in it; it holds secrets then."""
+    """The inventory with the roles' variables in it; it holds secrets then.
+
+    Every text of its variables is marked as one that Ansible must not render: what an experiment file says, and paths
+    and passwords, are data. JSON is the form in which Ansible reads such marks.
+    """
     everything = inventory["all"]
     hosts = {name: {**values, **variables.hosts.get(name, {})} for name, values in everything["hosts"].items()}
-    return {"all": {**everything, "vars": {**everything["vars"], **variables.shared}, "hosts": hosts}}
+    shared = {**everything["vars"], **variables.shared}
+    return {"all": {**everything, "vars": _as_data(shared), "hosts": _as_data(hosts)}}
+
+
+def _as_data(value: Any) -> Any:
+    """A value with every text in it (not the keys of mappings, which Ansible does not render) marked as data."""
+    if isinstance(value, str):
+        return {"__ansible_unsafe": value}
+    if isinstance(value, dict):
+        return {key: _as_data(inner) for key, inner in value.items()}
+    return [_as_data(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def site_group(site: str) -> str:
