@@ -189,7 +189,7 @@ def ansible_environment(playbooks: Path, scratch: Path, events: Path, hosts: int
         "ANSIBLE_ANY_ERRORS_FATAL": "1",
         "ANSIBLE_FORKS": str(max(5, hosts)),
         "ANSIBLE_GATHERING": "explicit",
-        "ANSIBLE_HOST_KEY_CHECKING": "False",
+        "ANSIBLE_HOST_KEY_CHECKING": "True",  # against what ssh_config names
         "ANSIBLE_PIPELINING": "1",
         "ANSIBLE_NO_TARGET_SYSLOG": "1",
         "ANSIBLE_RETRY_FILES_ENABLED": "0",

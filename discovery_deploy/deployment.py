@@ -92,7 +92,9 @@ class Deployment(Strict):
         "other sites use the first.",
     )
     overrides: Overrides = Field(
-        {}, description="Service -> section -> option -> value, put into the service's configuration everywhere."
+        {},
+        description="Service -> section -> option -> value, put into the service's configuration everywhere, as it is "
+        "written: for oslo.config, which reads it there, `$name` means another option and `$$` a dollar sign.",
     )
     site_overrides: dict[str, Overrides] = Field(
         {}, description="Site -> the same for its hosts only, on top of `overrides`."

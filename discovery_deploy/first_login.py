@@ -51,7 +51,21 @@ def way_in(way: Way) -> list[str]:
     }  # fmt: skip
     words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
     shell = "sh -s" if way.user == "root" else "sudo -n sh -s"
-    return ["ssh", "-F", "/dev/null", *words, "-i", way.key, "-p", str(way.port), f"{way.user}@{way.address}", shell]
+    return [
+        "ssh",
+        "-F",
+        "/dev/null",
+        *words,
+        "-i",
+        way.key,
+        "-p",
+        str(way.port),
+        "-l",
+        way.user,
+        "--",
+        way.address,
+        shell,
+    ]
 
 
 def enter(name: str, way: Sequence[str], public_key: str, addresses: Mapping[str, str]) -> Entered:

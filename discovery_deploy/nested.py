@@ -29,7 +29,7 @@ from discovery_deploy.providers.base import (
     ProviderInterface,
     noted_holder,
 )
-from discovery_deploy.remote import Remote, control_sockets, remove_control_sockets, side_by_side, ssh_config_text
+from discovery_deploy.remote import Remote, remove_control_sockets, side_by_side, write_ssh_config
 from discovery_deploy.software import hosts_environments
 from discovery_deploy.variables import EnvironmentsInterface
 from discovery_deploy.wan_tunnels import UDP_PORT
@@ -116,7 +116,7 @@ class Nested:
             if own.ssh_config.exists():  # machines may be made anew behind their names
                 Remote(own.ssh_config).close(host.name for host in before.machines.hosts)
         machines = self.inner.reserve(asked, own.public_key(), image, progress, own.path)
-        _write_ssh_config(own, machines)
+        write_ssh_config(own, machines, before.machines if before else None)
         record = Record(machines=machines, plans=before.plans if before else {})
         self._keep(experiment.name, record)
         return self._host(experiment, public_key, image, progress, record)
@@ -307,14 +307,6 @@ def on_all(act: Callable[[str], Any], names: list[str]) -> list[Any]:
     if errors:
         raise TestbedError("\n".join(error.what for error in errors), errors[0].advice) from errors[0]
     return [result for result, _ in outcomes]
-
-
-def _write_ssh_config(own: Workspace, machines: Lease) -> None:
-    control = control_sockets(own.path)
-    control.mkdir(parents=True, exist_ok=True, mode=0o700)
-    (control / "workspace").write_text(str(own.path))  # never empty: no other release removes it
-    ways = {host.name: (host.management_address, host.ssh) for host in machines.hosts}
-    write_file(own.ssh_config, ssh_config_text(ways, own.key, control), 0o600)
 
 
 def _proxy_command(own: Workspace, name: str) -> str:

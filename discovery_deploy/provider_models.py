@@ -68,6 +68,11 @@ class Vagrant(Strict):
     packages: Packages = Field("carried", description=_PACKAGES_TEXT)
     hosts_per_machine: Count | None = _HOSTS_PER_MACHINE
 
+    @field_validator("user")
+    @classmethod
+    def _no_option_of_ssh(cls, value: str) -> str:
+        return _name_for_ssh(value)
+
 
 class Machines(Strict):
     """Which machines of Grid'5000 hosts may have: of a cluster, or by name."""
@@ -138,9 +143,7 @@ class Machine(Strict):
     @field_validator("address", "jump", "user")
     @classmethod
     def _no_option_of_ssh(cls, value: str | None) -> str | None:
-        if value is not None and (value.startswith("-") or re.search(r"\s", value)):
-            raise ValueError(f'"{value}" is no name for ssh')
-        return value
+        return None if value is None else _name_for_ssh(value)
 
     @field_validator("site_address")
     @classmethod
@@ -159,6 +162,12 @@ class Machine(Strict):
     def listens_at(self) -> str:
         """Its address for services and the WAN."""
         return self.site_address or self.address
+
+
+def _name_for_ssh(value: str) -> str:
+    if value.startswith("-") or re.search(r"\s", value):
+        raise ValueError(f'"{value}" is no name for ssh')
+    return value
 
 
 def _is_ipv4(text: str) -> bool:

@@ -9,10 +9,14 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from discovery_deploy import interruption
 from discovery_deploy.errors import PlaybookError, TestbedError
+from discovery_deploy.workspace import Workspace, write_file
+
+if TYPE_CHECKING:
+    from discovery_deploy.providers.base import Lease
 
 Result = TypeVar("Result")
 SSH_FAILED = 255
@@ -36,22 +40,35 @@ def remove_control_sockets(workspaces: Iterable[Path]) -> None:
         CONTROL_SOCKETS.rmdir()
 
 
-def ssh_config_text(ways: Mapping[str, tuple[str, Mapping[str, str]]], key: Path, control: Path) -> str:
+def known_hosts_text(keys: Mapping[str, str]) -> str:
+    """Text of a known_hosts file: host -> its public key, as `ssh_config_text` lets ssh look it up."""
+    return "".join(f"{name} {key.strip()}\n" for name, key in sorted(keys.items()))
+
+
+def ssh_config_text(
+    ways: Mapping[str, tuple[str, Mapping[str, str]]], key: Path, control: Path, known_hosts: Path, *, all_known: bool
+) -> str:
     """Text of an ssh_config for hosts: name -> management address, and more options with which it is reached.
 
-    Host keys are not checked: hosts live as long as their experiment and are reached over its own network.
+    Args:
+        ways: the options may name a known_hosts file of their own.
+        key: private key of the experiment.
+        control: folder of the sockets of shared connections.
+        known_hosts: keys of the hosts, by their names.
+        all_known: whether all of them are in it; else the key that a host shows first is put there, and must stay.
     """
     lines: list[str] = []
     for name, (address, options) in sorted(ways.items()):
+        known = {} if "UserKnownHostsFile" in options else {"HostKeyAlias": name}
         lines += [f"Host {name} {address}", f"  HostName {address}"]
-        lines += [f"  {option} {value}" for option, value in sorted(options.items())]
+        lines += [f"  {option} {value}" for option, value in sorted({**known, **options}.items())]
     lines += [
         "Host *",
         "  User root",
-        f'  IdentityFile "{key}"',
+        f"  IdentityFile {_path(key)}",
         "  IdentitiesOnly yes",
-        "  StrictHostKeyChecking no",
-        "  UserKnownHostsFile /dev/null",
+        f"  StrictHostKeyChecking {'yes' if all_known else 'accept-new'}",
+        f"  UserKnownHostsFile {_path(known_hosts)}",
         "  GlobalKnownHostsFile /dev/null",
         "  LogLevel ERROR",
         "  ConnectTimeout 10",
@@ -62,6 +79,35 @@ def ssh_config_text(ways: Mapping[str, tuple[str, Mapping[str, str]]], key: Path
         "  ControlPersist 60",
     ]
     return "\n".join(lines) + "\n"
+
+
+def write_ssh_config(workspace: Workspace, lease: Lease, before: Lease | None) -> None:
+    """Let hosts of a lease be reached through the workspace's ssh_config, and know them again.
+
+    The lease says which keys its hosts have (`host_keys` in its details), or how they are known (options of ssh). Else
+    the keys that they show now are theirs, as long as they are the hosts of the lease before.
+
+    Args:
+        workspace: its key is let in.
+        lease: of the hosts.
+        before: the lease that this one takes the place of.
+    """
+    control = control_sockets(workspace.path)
+    control.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (control / "workspace").write_text(str(workspace.path))  # never empty: no other release removes it
+    keys, known = lease.details.get("host_keys"), workspace.path / "known_hosts"
+    if keys or before is None or before.identities != lease.identities:
+        write_file(known, known_hosts_text(keys or {}), 0o600)
+    ways = {host.name: (host.management_address, host.ssh) for host in lease.hosts}
+    text = ssh_config_text(ways, workspace.key, control, known, all_known=bool(keys))
+    write_file(workspace.ssh_config, text, 0o600)
+    if not keys:
+        side_by_side(Remote(workspace.ssh_config).answers, [host.name for host in lease.hosts])
+
+
+def _path(path: Path) -> str:
+    """A path as a word of an ssh_config, where "%" begins what ssh puts in."""
+    return '"' + str(path).replace("%", "%%") + '"'
 
 
 class Remote:

@@ -45,7 +45,7 @@ from discovery_deploy.progress import Announcer
 from discovery_deploy.providers import provider_named
 from discovery_deploy.providers.base import Lease, ProviderInterface
 from discovery_deploy.records import HostCode, Software
-from discovery_deploy.remote import Remote, control_sockets, remove_control_sockets, side_by_side, ssh_config_text
+from discovery_deploy.remote import Remote, remove_control_sockets, side_by_side, write_ssh_config
 from discovery_deploy.shaping import Shapes
 from discovery_deploy.wan import WanReport
 from discovery_deploy.wan_verdict import summary
@@ -273,11 +273,7 @@ class Testbed:
         elif before is None or not set(before.identities.items()) & set(lease.identities.items()):
             self._keep(self.state.model_copy(update={"deployed": None}))
         self._keep_image(base)
-        control = control_sockets(self.workspace.path)
-        control.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (control / "workspace").write_text(str(self.workspace.path))  # never empty: no other release removes it
-        ways = {host.name: (host.management_address, host.ssh) for host in lease.hosts}
-        write_file(self.workspace.ssh_config, ssh_config_text(ways, self.workspace.key, control), 0o600)
+        write_ssh_config(self.workspace, lease, before)
         self._checked_alive = True
         return f"{len(lease.hosts)} hosts at {len(experiment.sites)} sites, WAN router: {lease.router}"
 

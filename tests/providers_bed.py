@@ -131,7 +131,7 @@ class Bed(ABC):
 
         ways = {one.name: (one.management_address, one.ssh) for one in lease.hosts}
         config = self.folder / "ssh_config"
-        text = ssh_config_text(ways, self.key, self.folder)
+        text = ssh_config_text(ways, self.key, self.folder, self.folder / "known", all_known=False)
         config.write_text(text.replace("ControlMaster auto", "ControlMaster no"))
         return Remote(config)(host, ["sh", "-c", command]).strip()
 

@@ -27,15 +27,20 @@ def options(machine: Machine, known_hosts: Path) -> list[str]:
 
 
 def _common(key: str | None, known_hosts: Path) -> list[str]:
-    files = f'"{known_hosts}" ~/.ssh/known_hosts ~/.ssh/known_hosts2'
     settings = {
         "BatchMode": "yes", "ConnectTimeout": str(CONNECT_S), "ServerAliveInterval": "10", "ServerAliveCountMax": "3",
-        "StrictHostKeyChecking": "accept-new", "UserKnownHostsFile": files, "LogLevel": "ERROR", "ControlPath": "none",
+        "StrictHostKeyChecking": "accept-new", "UserKnownHostsFile": _known_hosts(known_hosts),
+        "LogLevel": "ERROR", "ControlPath": "none",
     }  # fmt: skip
     if key is not None:
         settings["IdentitiesOnly"] = "yes"
     words = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
     return [*words, *(["-i", key] if key is not None else [])]
+
+
+def _known_hosts(known_hosts: Path) -> str:
+    own = str(known_hosts).replace("%", "%%")
+    return f'"{own}" ~/.ssh/known_hosts ~/.ssh/known_hosts2'
 
 
 def proxy(machine: Machine, known_hosts: Path) -> str:
@@ -58,7 +63,8 @@ def proxy(machine: Machine, known_hosts: Path) -> str:
 
 def driver_options(machine: Machine, known_hosts: Path) -> dict[str, str]:
     """Lines of an ssh_config with which the driver reaches root there, beside address, user and key."""
-    lines = {} if machine.port == DEFAULT_PORT else {"Port": str(machine.port)}
+    lines = {"StrictHostKeyChecking": "yes", "UserKnownHostsFile": _known_hosts(known_hosts)}
+    lines |= {} if machine.port == DEFAULT_PORT else {"Port": str(machine.port)}
     return lines if machine.jump is None else {**lines, "ProxyCommand": proxy(machine, known_hosts)}
 
 

@@ -120,7 +120,8 @@ class G5kBed:
         config = self.work / "ssh_config"
         ways = {host.name: (host.management_address, host.ssh) for host in lease.hosts}
         # pytest's folders are too long for ssh's sockets
-        config.write_text(ssh_config_text(ways, self.key, self.work).replace("ControlMaster auto", "ControlMaster no"))
+        text = ssh_config_text(ways, self.key, self.work, self.work / "known", all_known=False)
+        config.write_text(text.replace("ControlMaster auto", "ControlMaster no"))
         inside = self.inside
 
         class Entered(Remote):

@@ -165,6 +165,21 @@ def test_ssh_runs_a_command_on_a_host(tool: Tool) -> None:
     assert "no host" in tool("ssh", "lyon-1", "hostname", code=6).stderr
 
 
+def test_a_host_with_another_key_is_refused(tool: Tool) -> None:
+    known = tool.workspace / "known_hosts"
+    right = known.read_text()
+    lines = dict(line.split(" ", 1) for line in right.splitlines())
+    known.write_text(f"nantes-1 {lines['nantes-1']}\nrennes-1 {lines['nantes-1']}\n")  # rennes-1's is another one
+    ssh = ["ssh", "-F", str(tool.workspace / "ssh_config"), "-o", "ControlPath=none"]
+    try:
+        assert subprocess.run([*ssh, "nantes-1", "true"], capture_output=True, check=False).returncode == 0
+        refused = subprocess.run([*ssh, "rennes-1", "true"], capture_output=True, text=True, check=False)
+    finally:
+        known.write_text(right)
+    assert refused.returncode == 255
+    assert "Host key verification failed" in refused.stderr
+
+
 def test_status_tells_hosts_phases_and_runs(tool: Tool) -> None:
     text = tool("status").stdout
     assert "nantes-1" in text

@@ -59,7 +59,7 @@ class NestedBed:
         config, control = self.folder / "ssh_config", self.folder / "c"
         control.mkdir(exist_ok=True, mode=0o700)
         ways = {host.name: (host.management_address, host.ssh) for host in lease.hosts}
-        config.write_text(ssh_config_text(ways, self.key, control))
+        config.write_text(ssh_config_text(ways, self.key, control, self.folder / "known", all_known=False))
         return Remote(config)
 
     def left(self, machine: str) -> str:

@@ -52,7 +52,8 @@ class Bed:
         no_options: dict[str, str] = {}
         ways = {host.name: (host.management_address, no_options) for host in self.lease.hosts}
         # pytest's folders are too long for ssh's sockets
-        text = ssh_config_text(ways, bed.key, folder).replace("ControlMaster auto", "ControlMaster no")
+        text = ssh_config_text(ways, bed.key, folder, folder / "known", all_known=False)
+        text = text.replace("ControlMaster auto", "ControlMaster no")
         (folder / "ssh_config").write_text(text)
         self.remote = Counted(folder / "ssh_config")
         self.cache = stack.cache_directory()

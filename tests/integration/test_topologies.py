@@ -32,7 +32,18 @@ from discovery_deploy.variables import rally_command
 from discovery_deploy.workspace import Workspace
 from tests.integration.leftovers import Snapshot, left_behind
 from tests.integration.test_experiment import Tool, pytestmark
-from tests.integration.topologies_bed import DELAY_S, SITES, Cloud, deployed, experiment, ping, refusal, workloads
+from tests.integration.topologies_bed import (
+    AS_WRITTEN,
+    CONFIGURATIONS,
+    DELAY_S,
+    SITES,
+    Cloud,
+    deployed,
+    experiment,
+    ping,
+    refusal,
+    workloads,
+)
 
 __all__ = ["pytestmark"]
 
@@ -134,6 +145,13 @@ def test_centralized_serves_every_site(centralized: Cloud) -> None:
 
 
 # regions
+
+
+def test_every_service_has_its_overrides_as_they_are_written(tool: Tool, regions: Cloud) -> None:
+    for path in (*CONFIGURATIONS.values(), "/etc/nova-compute/fake.conf"):
+        lines = tool("ssh", "rennes-1", "cat", path).stdout.splitlines()
+        section = lines[lines.index("[as_written]") + 1 :]
+        assert {f"{name} = {value}" for name, value in AS_WRITTEN.items()} <= set(section), path
 
 
 def test_regions_serve_every_site(regions: Cloud) -> None:

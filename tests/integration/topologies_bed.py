@@ -31,6 +31,19 @@ TOPOLOGIES: dict[str, dict[str, Any]] = {
 }
 """Topology -> what its deployment has besides, or in place of, what all have."""
 SITES = ("nantes", "rennes")
+AS_WRITTEN = {
+    "expression": "{{ lookup('ansible.builtin.pipe', 'id') }} {% raw %} {# comment #}",
+    "others": """%(here)s %d $HOME ${x} $$ 'single' "double" \\ `id`""",
+}
+"""Options that no service has: what they say must stand in its configuration."""
+CONFIGURATIONS = {
+    "keystone": "/etc/keystone/keystone.conf",
+    "placement": "/etc/placement/placement.conf",
+    "glance": "/etc/glance/glance-api.conf",
+    "neutron": "/etc/neutron/neutron.conf",
+    "nova": "/etc/nova/nova.conf",
+}
+"""Service -> its file on hosts."""
 DELAY_S = {"shared-state": 0.01}
 """Of each way between the sites, where it is not 5 ms: guests tell it from what their own switches take."""
 
@@ -42,6 +55,7 @@ def experiment(topology: str) -> dict[str, Any]:
         "backend": {"type": "mariadb", "site": "nantes"},
         "workers": 1,
         "computes": {"fake": 1},
+        "overrides": {name: {"as_written": AS_WRITTEN} for name in CONFIGURATIONS},
         **TOPOLOGIES[topology],
     }
     delay_s = DELAY_S.get(topology, 0.005)

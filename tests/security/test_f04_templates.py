@@ -62,7 +62,10 @@ def play(folder: Path, to: Path) -> None:
                 if isinstance(files, list):
                     chosen = [file for file in files if "with_overrides" in file["content"]]
                     tasks += [
-                        {"name": "W", "write_files": {"files": [{**one, "owner": "root", "path": f"{to}{one['path']}"}]}}
+                        {
+                            "name": "W",
+                            "write_files": {"files": [{**one, "owner": "root", "path": f"{to}{one['path']}"}]},
+                        }
                         for one in chosen
                     ]
     (folder / "trial.yml").write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]))
@@ -119,9 +122,7 @@ def test_no_text_of_the_inventory_is_a_template() -> None:
         ('{"a": {"__ansible_unsafe": 1}}', "is not the name of an option"),
     ],
 )
-def test_names_that_mean_something_to_ansible_are_refused(
-    tmp_path: Path, where: str, problem: str
-) -> None:
+def test_names_that_mean_something_to_ansible_are_refused(tmp_path: Path, where: str, problem: str) -> None:
     file = tmp_path / "e.yaml"
     sites = "sites: [{name: a}, {name: b}]"
     overrides = f"overrides: {{keystone: {where}}}"

@@ -35,7 +35,7 @@ def test_a_machine_without_its_address_is_refused() -> None:
 def test_who_is_not_root_becomes_root_with_no_question() -> None:
     way = Way(name="a", address="127.0.0.1", port=2222, user="vagrant", key="/keys/a b")
     words = way_in(way)
-    assert words[-2:] == ["vagrant@127.0.0.1", "sudo -n sh -s"]
+    assert words[-5:] == ["-l", "vagrant", "--", "127.0.0.1", "sudo -n sh -s"]
     assert words[words.index("-i") + 1] == "/keys/a b"
     assert words[words.index("-p") + 1] == "2222"
     assert "BatchMode=yes" in words

@@ -66,14 +66,15 @@ def test_variables_stand_with_their_hosts_and_the_inventory_alone_has_no_secret(
     bare = inventory.inventory(asked, lease(asked), CONFIG, KEY)
     whole = inventory.with_variables(bare, variables.variables(asked, lease(asked), SECRETS, ENVIRONMENTS))
     assert "secret" not in json.dumps(bare)
+    data = "__ansible_unsafe"
     assert whole["all"]["hosts"]["ny-data"] == {
-        "ansible_host": "10.64.1.11",
-        "mariadb_site": "new-york",
-        "mariadb_address": "10.128.1.11",
+        "ansible_host": {data: "10.64.1.11"},
+        "mariadb_site": {data: "new-york"},
+        "mariadb_address": {data: "10.128.1.11"},
         "galera_segment": 1,
     }
-    assert whole["all"]["vars"]["keystone_admin_password"] == "admin-secret"
-    assert whole["all"]["vars"]["ansible_user"] == "root"
+    assert whole["all"]["vars"]["keystone_admin_password"] == {data: "admin-secret"}
+    assert whole["all"]["vars"]["ansible_user"] == {data: "root"}
 
 
 def groups(topology: str, **deployment: object) -> dict[str, list[str]]:

@@ -175,7 +175,10 @@ class TestReserve:
         assert " -n machine-2 true" in command  # it would eat what ssh says to the host
         config = Path(lease.details["machines_ssh_config"])
         assert config.stat().st_mode & 0o777 == 0o600
-        assert "Host machine-2 192.0.2.1\n  HostName 192.0.2.1\n  Port 2222\n" in config.read_text()
+        assert (
+            "Host machine-2 192.0.2.1\n  HostName 192.0.2.1\n  HostKeyAlias machine-2\n  Port 2222\n"
+            in config.read_text()
+        )
         assert f'IdentityFile "{config.parent / "id"}"' in config.read_text()
         assert nested.machine_remote(lease).ssh_config == config
         machines = nested.machine_lease(lease)

@@ -76,7 +76,8 @@ def test_the_driver_s_lines_are_an_ssh_config(tmp_path: Path) -> None:
     shown = subprocess.run(["ssh", "-G", "-F", config, "paris-1"], capture_output=True, text=True, check=True).stdout
     assert "port 2222\n" in shown
     assert f"proxycommand {lines['ProxyCommand']}\n" in shown
-    assert static_ssh.driver_options(machine(), KNOWN) == {}
+    assert "stricthostkeychecking true\n" in shown
+    assert set(static_ssh.driver_options(machine(), KNOWN)) == {"StrictHostKeyChecking", "UserKnownHostsFile"}
 
 
 def test_words_reach_the_machine_as_they_are_and_as_root() -> None:
