@@ -175,6 +175,7 @@ def ansible_environment(playbooks: Path, scratch: Path, events: Path, hosts: int
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
     ours = {
+        "PYTHONSAFEPATH": "1",  # `python -m ansible` would import what lies in the working directory
         "ANSIBLE_CONFIG": str(scratch / "ansible.cfg"),
         "ANSIBLE_HOME": str(scratch / "ansible"),
         "ANSIBLE_COLLECTIONS_PATH": str(scratch / "collections"),

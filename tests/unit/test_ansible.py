@@ -59,6 +59,15 @@ def book(tmp_path: Path) -> Book:
     return Book(tmp_path)
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="this Python always imports from the working directory")
+def test_nothing_of_the_working_directory_is_run(book: Book, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ansible", "queue", "yaml"):
+        (tmp_path / f"{name}.py").write_text(f"open('{tmp_path}/RAN', 'w')\n")
+    monkeypatch.chdir(tmp_path)
+    book.run("- ansible.builtin.command: 'true'\n")
+    assert not (tmp_path / "RAN").exists()
+
+
 def test_a_playbook_that_succeeds_says_its_tasks_times_and_reports(book: Book, strategy: str) -> None:
     result = book.run(
         """
