@@ -99,11 +99,11 @@ def table(found: Iterable[Entry]) -> str:
 
 
 def size_line(cache: Path) -> str:
-    """One line for `doctor`: how large the cache is, and how much of it nobody uses."""
-    found = entries(cache)
-    unused = sum(entry.octets for entry in found if not entry.used_by)
-    text = f"cache {cache}: {size_text(sum(entry.octets for entry in found))}"
-    return f"{text}, of which nobody uses {size_text(unused)}: `discovery-deploy cache prune`" if unused else text
+    """One line for `doctor`: how much of the cache nobody uses. Only that is walked through: all takes seconds."""
+    users = _Users(cache, local.known_plans())
+    unused = sum(octets_of(cache / name) for name in _names(cache) if not users.of(name))
+    text = f"cache {cache}"
+    return f"{text}: nobody uses {size_text(unused)} of it: `discovery-deploy cache prune`" if unused else text
 
 
 def size_text(octets: int) -> str:
