@@ -31,6 +31,7 @@ from discovery_deploy import (
     opening,
     patch_commands,
     process_settings,
+    request_counts,
     smoke,
     smoke_acts,
     stack,
@@ -217,6 +218,14 @@ def smoke_command(file: File, setting: SettingLabel = None, workspace: Folder = 
         record = driver.smoke(commands.setting_named(driver, setting))
         sys.stdout.write(smoke.table(record))
         smoke_acts.raise_on_problems(record)
+
+
+@app.command()
+def count(file: File, setting: SettingLabel = None, workspace: Folder = None, verbose: Verbose = False) -> None:
+    """Count what each step of the scenarios asks of the databases of one setting's deployment, on the wire."""
+    with _driver(file, workspace, verbose) as driver:
+        record = driver.count_requests(commands.setting_named(driver, setting))
+        sys.stdout.write(request_counts.table(record))
 
 
 @app.command()

@@ -12,9 +12,10 @@ from typing import Any
 import pyarrow as pa
 from execo_engine import ParamSweeper
 
-from discovery_deploy import __version__, bookings, campaign, rally, variables, wan
+from discovery_deploy import __version__, bookings, campaign, rally, variables, wan, wan_acts
 from discovery_deploy.bench import Clients, all_failed, rally_problems, rally_report, skew_problems, start_skew
 from discovery_deploy.campaign import Run, Setting
+from discovery_deploy.count_acts import RequestCount
 from discovery_deploy.errors import MeasurementError
 from discovery_deploy.image_content import kept_images
 from discovery_deploy.model import Experiment, Scenario
@@ -22,6 +23,7 @@ from discovery_deploy.phases import digest
 from discovery_deploy.provenance import machine_facts, tool_commit
 from discovery_deploy.providers.base import Lease
 from discovery_deploy.records import HostFacts, ProjectRecord, Provenance, RouterFacts, RunRecord, Software
+from discovery_deploy.request_counts import CountRecord
 from discovery_deploy.smoke import SmokeRecord
 from discovery_deploy.smoke_acts import Smoke, raise_on_problems
 from discovery_deploy.testbed import SOFTWARE, Testbed
@@ -123,6 +125,11 @@ class Driver:
         deployed = self.testbed.wanted(setting.experiment)["deploy"]
         return self.workspace.load(f"smoke/{deployed}.json", SmokeRecord)
 
+    def count_record(self, setting: Setting) -> CountRecord | None:
+        """The database requests that were counted in the deployment of a setting, or None."""
+        deployed = self.testbed.wanted(setting.experiment)["deploy"]
+        return self.workspace.load(f"counts/{deployed}.json", CountRecord)
+
     # doing it
 
     def bench(self) -> None:
@@ -142,6 +149,13 @@ class Driver:
         """Bring the testbed to a setting and carry out smoke, whether it was before or not."""
         self.testbed.bring_to(setting)
         return Smoke(self.testbed, setting).run()[0]
+
+    def count_requests(self, setting: Setting) -> CountRecord:
+        """Bring a setting's deployment, and count what the campaign's scenarios ask of its databases, without a WAN."""
+        self.testbed.bring_to(setting, "deploy")
+        self.testbed.flatten(setting.experiment)
+        self.testbed.prove(setting.experiment)
+        return RequestCount(self.testbed, setting, self.tasks).run()
 
     def _smoke_once(self, setting: Setting) -> wan.WanReport | None:
         """Smoke, when the campaign asks for it and the deployment has not passed. Returns the verification after it.
@@ -232,7 +246,7 @@ class Driver:
             setting=setting.record,
             repetition=run.repetition,
             load=experiment.campaign.load,
-            placements=campaign.placements(experiment, testbed.shapes(experiment)),
+            placements=campaign.placements(experiment, wan_acts.asked(experiment)),
             status="failed" if failures else "done",
             problems=(
                 *failures,
@@ -290,6 +304,11 @@ class Driver:
             if record is not None
         }
         return list(found.values())
+
+    def count_records(self) -> dict[str, CountRecord]:
+        """Label of a setting -> what was counted in its deployment, of those that were counted."""
+        found = {setting.record.label: self.count_record(setting) for setting in self.settings}
+        return {label: record for label, record in found.items() if record is not None}
 
     def collect(self) -> None:
         """Bring home the facts of the hosts while they are there; a repeated call looks again."""
@@ -362,7 +381,7 @@ class Driver:
         records = self.records()
         files = report.build(
             self.experiment, records, self.iterations(records), self.provenance(), self.tasks, self.source,
-            self.smoke_records(),
+            self.smoke_records(), self.count_records(),
         )  # fmt: skip
         page = report.write(files, self.workspace.report)
         self.announce.done("report", round(time.monotonic() - started, 3), f"{len(records)} runs")

@@ -40,10 +40,6 @@ class AtomicAction(Strict):
     """As in Rally's report; `(other)` for what lies outside all of them."""
     does: str
     """Its API requests."""
-    database_requests: dict[str, int] = {}
-    """Value of `deployment.cache` -> database requests, one after another, counted on the wire; empty: not counted."""
-    write_commits: int | None = None
-    """Transactions among them that change something: what Galera replicates. None: not counted."""
 
 
 class TaskTemplate(Strict):
@@ -136,13 +132,14 @@ def rally_task(template: TaskTemplate, scenario: Scenario) -> dict[str, Any]:
 # Rally's reports (`rally task report --json`, format 1.2)
 
 
-def _workloads(report: Any) -> list[dict[str, Any]]:
-    """All workloads of a report; an empty list for what is not a report."""
+def workloads(report: Any, title: str | None = None) -> list[dict[str, Any]]:
+    """All workloads of a report, or those of the subtasks of a title; an empty list for what is not a report."""
     found: list[dict[str, Any]] = []
     tasks = report.get("tasks") if isinstance(report, dict) else None
     for task in tasks or []:
         for subtask in task.get("subtasks") or []:
-            found.extend(subtask.get("workloads") or [])
+            if title in (None, subtask.get("title")):
+                found.extend(subtask.get("workloads") or [])
     return found
 
 
@@ -160,13 +157,13 @@ def problems(report: Any, scenario: Scenario) -> tuple[str, ...]:
     found = [
         f"Rally's task ended as {task.get('status')!r}" for task in report["tasks"] if task.get("status") != "finished"
     ]
-    workloads = _workloads(report)
-    for workload in workloads:
+    found_workloads = workloads(report)
+    for workload in found_workloads:
         for result in workload.get("contexts_results") or []:
             error = (result.get("setup") or {}).get("error")
             if error:
                 found.append(f"Rally could not set up {result.get('plugin_name')}: {_error_text(error)[1]}")
-    made = sum(len(workload.get("data") or []) for workload in workloads)
+    made = sum(len(workload.get("data") or []) for workload in found_workloads)
     if made != scenario.times:
         found.append(f"Rally made {made} of {scenario.times} iterations")
     return tuple(found)
@@ -178,7 +175,7 @@ def all_failed(report: Any) -> str | None:
     Args:
         report: parsed JSON; one without iterations gives None (see `problems`).
     """
-    data = [iteration for workload in _workloads(report) for iteration in workload.get("data") or []]
+    data = [iteration for workload in workloads(report) for iteration in workload.get("data") or []]
     if not data or not all(iteration.get("error") for iteration in data):
         return None
     first = min(data, key=lambda iteration: float(iteration.get("timestamp") or 0))
@@ -187,7 +184,7 @@ def all_failed(report: Any) -> str | None:
 
 def first_request_at(report: Any) -> float | None:
     """When the first iteration of a report began, in seconds since the epoch by its host's clock; None without any."""
-    data = [iteration for workload in _workloads(report) for iteration in workload.get("data") or []]
+    data = [iteration for workload in workloads(report) for iteration in workload.get("data") or []]
     return min((float(iteration["timestamp"]) for iteration in data if iteration.get("timestamp")), default=None)
 
 
@@ -254,10 +251,10 @@ def iterations(report: Any, run: RunRecord, site: str) -> list[dict[str, Any]]:
     """
     placement = next(place for place in run.placements if place.bench_site == site)
     common = _run_columns(run, placement)
-    data = [iteration for workload in _workloads(report) for iteration in workload.get("data") or []]
+    data = [iteration for workload in workloads(report) for iteration in workload.get("data") or []]
     rows: list[dict[str, Any]] = []
     for number, iteration in enumerate(sorted(data, key=lambda one: float(one.get("timestamp") or 0)), 1):
-        rows.extend({**common, "iteration": number, **row} for row in _iteration_rows(iteration))
+        rows.extend({**common, "iteration": number, **row} for row in iteration_rows(iteration))
     return rows
 
 
@@ -277,7 +274,8 @@ def _run_columns(run: RunRecord, placement: Placement) -> dict[str, Any]:
     }
 
 
-def _iteration_rows(iteration: Mapping[str, Any]) -> list[dict[str, Any]]:
+def iteration_rows(iteration: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of one iteration of a report: the whole (`atomic_action` "", position 0), then its atomic actions."""
     error_type, error = _error_text(iteration.get("error") or [])
     failed = bool(iteration.get("error"))
     whole = _row(0, TOTAL, iteration.get("timestamp"), iteration.get("duration"), failed)

@@ -6,7 +6,7 @@ import json
 import time
 from typing import Any
 
-from discovery_deploy import cloud_probe, smoke
+from discovery_deploy import cloud_probe, smoke, wan_acts
 from discovery_deploy.campaign import Setting
 from discovery_deploy.errors import DiscoveryError, MeasurementError
 from discovery_deploy.inventory import HOST_PYTHON
@@ -32,7 +32,7 @@ class Smoke:
         self.testbed = testbed
         self.setting = setting
         self.experiment = setting.experiment
-        self.shapes = testbed.shapes(setting.experiment)
+        self.shapes = wan_acts.asked(setting.experiment)
         self.limit_s = smoke.limit_s(self.shapes)
         self.cut_limit_s = smoke.limit_s(self.shapes, cut=True)
         self.sites = smoke.smoke_sites(setting.experiment, testbed.lease)

@@ -46,7 +46,6 @@ from discovery_deploy.providers import provider_named
 from discovery_deploy.providers.base import Lease, ProviderInterface
 from discovery_deploy.records import HostCode, Software
 from discovery_deploy.remote import Remote, remove_control_sockets, side_by_side, write_ssh_config
-from discovery_deploy.shaping import Shapes
 from discovery_deploy.wan import WanReport
 from discovery_deploy.wan_verdict import summary
 from discovery_deploy.workspace import Workspace, now, write_file
@@ -338,6 +337,12 @@ class Testbed:
             self._keep(before)
             self.workspace.note("connected again", site=site)
 
+    def flatten(self, experiment: Experiment) -> None:
+        """Take every constraint between sites away, for what is done without a WAN; `constrain` brings them again."""
+        if "constrain" in self.state.phases:
+            self._keep(self.state.started("constrain", self.wanted(experiment)["constrain"], now()))
+            self.wan.flatten(experiment)
+
     def _destroy(self, experiment: Experiment) -> None:
         """Remove whatever is deployed: the playbook asks every host for everything, whichever setting made it."""
         self.announce.line("removing the deployment of another setting")
@@ -360,10 +365,6 @@ class Testbed:
             write_file(self.workspace.path / f"openrc-{site}", clients.openrc(access, password), 0o600)
         at = ", ".join(experiment.control_sites())
         return f"{', '.join(experiment.deployment.services)}, {experiment.deployment.topology.type}, at {at}"
-
-    def shapes(self, experiment: Experiment) -> Shapes:
-        """The WAN that an experiment asks for."""
-        return wan_acts.asked(experiment)
 
     def program(self, experiment: Experiment) -> str:
         """The tc program of an experiment's WAN; before its sites are there, with names in place of addresses."""
@@ -388,10 +389,10 @@ class Testbed:
 
     def verify(self, experiment: Experiment) -> WanReport:
         """Prove which code runs, then measure the WAN: asked against measured; what is out of tolerance once more."""
-        self._prove(experiment)
+        self.prove(experiment)
         return self.wan.measured(experiment)
 
-    def _prove(self, experiment: Experiment) -> None:
+    def prove(self, experiment: Experiment) -> None:
         """Let every host prove which code its services run. Raises TestbedError; then it must be deployed anew."""
         environments = self.environments(experiment)
         hosts = proof.services_of_hosts(experiment)

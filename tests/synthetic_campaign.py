@@ -35,7 +35,7 @@ ACTIONS: dict[str, dict[str, tuple[float, int, int]]] = {
         "keystone_v3.list_users": (0.021, 5, 0),
     },
 }
-"""Task -> atomic action -> (T0 in s, database requests, commits that write), as counted on a real Keystone."""
+"""Task -> atomic action -> (T0 in s, database requests, commits that write), near those of a real Keystone."""
 
 
 class Campaign(NamedTuple):

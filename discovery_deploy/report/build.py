@@ -23,7 +23,9 @@ from discovery_deploy.rally import TaskTemplate
 from discovery_deploy.records import Provenance, RunRecord
 from discovery_deploy.report import text
 from discovery_deploy.report.content import Numbers, view
+from discovery_deploy.report.counts_view import each_once
 from discovery_deploy.report.wan_view import wan_table
+from discovery_deploy.request_counts import CountRecord
 from discovery_deploy.smoke import SmokeRecord
 
 PAGE = "report.html"
@@ -37,6 +39,7 @@ def build(
     tasks: Mapping[str, TaskTemplate],
     source: str = "",
     smoke: Sequence[SmokeRecord] = (),
+    counts: Mapping[str, CountRecord] | None = None,
 ) -> dict[str, bytes]:
     """All files of a report, by name; equal inputs give equal bytes.
 
@@ -45,9 +48,10 @@ def build(
         runs: every record, in the order of the campaign; earlier attempts that were not valid may follow.
         iterations: as from `rally.table`.
         provenance: what it takes to believe and to repeat.
-        tasks: templates of the scenarios, for questions and counted requests; may lack some.
+        tasks: templates of the scenarios, for questions and what steps consist of; may lack some.
         source: text of the experiment file; empty when not at hand.
         smoke: what smoke found, one record per deployment.
+        counts: label of a setting -> the database requests that were counted in its deployment; may lack some.
     Returns:
         report.html (self-contained), report.md, iterations.parquet and .csv, summary.csv, regression.csv, wan.csv,
         records.json, and experiment.yaml when `source` is given.
@@ -55,8 +59,8 @@ def build(
     frame = stats.with_other(iterations.to_pandas())
     fits, refused = stats.regressions(frame, runs)
     numbers = Numbers(frame, stats.summarise(frame), fits, refused, wan_table(runs))
-    data = data_files(iterations, numbers, runs, provenance, source, smoke)
-    content = view(experiment, runs, numbers, provenance, tasks, smoke)
+    data = data_files(iterations, numbers, runs, provenance, source, smoke, counts)
+    content = view(experiment, runs, numbers, provenance, tasks, smoke, counts)
     content["files"] = [_file_row(name, octets) for name, octets in data.items()]
     content["source"] = source
     environment = _environment()
@@ -70,7 +74,7 @@ _WHAT = {
     "summary.csv": "medians, spread and failure rates per scenario, setting, site and atomic action",
     "regression.csv": "the fits of durations against round-trip times",
     "wan.csv": "every verification of every ordered pair: asked, measured, problems",
-    "records.json": "every run's record, what smoke found, and the provenance",
+    "records.json": "every run's record, what smoke found, database requests that were counted, and the provenance",
     "experiment.yaml": "the experiment file",
 }
 
@@ -87,6 +91,7 @@ def data_files(
     provenance: Provenance,
     source: str,
     smoke: Sequence[SmokeRecord] = (),
+    counts: Mapping[str, CountRecord] | None = None,
 ) -> dict[str, bytes]:
     """The data behind the report, in the order of `_WHAT`."""
     parquet, csv = io.BytesIO(), io.BytesIO()
@@ -95,6 +100,7 @@ def data_files(
     records = {
         "provenance": provenance.model_dump(mode="json"),
         "smoke": [record.model_dump(mode="json") for record in smoke],
+        "counts": [record.model_dump(mode="json", by_alias=True) for record in each_once(counts or {})],
         "runs": [run.model_dump(mode="json") for run in runs],
         "not_fitted": [refused.model_dump(mode="json") for refused in numbers.refused],
     }

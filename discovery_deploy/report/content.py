@@ -11,13 +11,15 @@ import pandas as pd
 
 from discovery_deploy.campaign import sites_of_settings
 from discovery_deploy.fields import parse_path
-from discovery_deploy.model import Deployment, Experiment, Scenario
-from discovery_deploy.rally import TOTAL, AtomicAction, TaskTemplate
-from discovery_deploy.records import Provenance, RunRecord, SettingRecord
+from discovery_deploy.model import Experiment, Scenario
+from discovery_deploy.rally import TOTAL, TaskTemplate
+from discovery_deploy.records import Provenance, RunRecord
 from discovery_deploy.report import text
+from discovery_deploy.report.counts_view import counted, counts_of
 from discovery_deploy.report.figures import against_rtt, distributions, stacked
 from discovery_deploy.report.origin import provenance_view
 from discovery_deploy.report.wan_view import setting_matrices, wan_picture
+from discovery_deploy.request_counts import CountRecord
 from discovery_deploy.smoke import LEVELS, SmokeRecord
 from discovery_deploy.stats import Fit, NoFit, delay_group, fitted_rtts
 
@@ -40,6 +42,7 @@ def view(
     provenance: Provenance,
     tasks: Mapping[str, TaskTemplate],
     smoke: Sequence[SmokeRecord] = (),
+    counts: Mapping[str, CountRecord] | None = None,
 ) -> dict[str, Any]:
     """Everything the templates print."""
     site_names = sites_of_settings(experiment)
@@ -58,7 +61,7 @@ def view(
         "tolerance": tolerance(experiment),
         "smoke": smoke_view(smoke),
         "scenarios": [
-            scenario_view(number, scenario, experiment, runs, numbers, tasks.get(scenario.task))
+            scenario_view(number, scenario, runs, numbers, tasks.get(scenario.task), counts or {})
             for number, scenario in enumerate(experiment.campaign.scenarios, 1)
         ],
         "not_counted": not_counted(runs),
@@ -222,12 +225,12 @@ def median_sentences(summary: pd.DataFrame) -> list[str]:
 def scenario_view(
     number: int,
     scenario: Scenario,
-    experiment: Experiment,
     runs: Sequence[RunRecord],
     numbers: Numbers,
     template: TaskTemplate | None,
+    counts: Mapping[str, CountRecord],
 ) -> dict[str, Any]:
-    """One scenario: what it is, its medians, its figures and fits."""
+    """One scenario: what it is, its medians, its figures and fits, and what was counted of it."""
     mine = [run for run in runs if run.scenario.task == scenario.task]
     summary = numbers.summary[numbers.summary["scenario"] == scenario.task]
     table = numbers.iterations[numbers.iterations["scenario"] == scenario.task]
@@ -250,23 +253,11 @@ def scenario_view(
         "cdf": distributions(table, groups, f"cdf{number}"),
         "against": against_rtt(fits, table, fitted_rtts(mine, fits), f"rtt{number}"),
         "linearity": text.linearity(fits),
-        "fits": [fit_row(fit, experiment, mine, template) for fit in fits],
+        "fits": [fit_row(fit, counted(fit, scenario, mine, counts)) for fit in fits],
         "refused": [refused for refused in numbers.refused if refused.scenario == scenario.task],
         "beside": bool(summary["beside_only_database"].any()),
-        "steps": [step_row(step) for step in template.atomic_actions] if template else [],
-        "counts_known": template is not None and any(step.database_requests for step in template.atomic_actions),
-    }
-
-
-def step_row(step: AtomicAction) -> dict[str, str]:
-    """What a step consists of, as text; "–" for what was not counted or grows."""
-    requests = step.database_requests
-    return {
-        "name": step.name,
-        "does": step.does,
-        "memcached": str(requests.get("memcached", text.NONE)),
-        "none": str(requests.get("none", text.NONE)),
-        "commits": text.NONE if step.write_commits is None else str(step.write_commits),
+        "steps": [{"name": step.name, "does": step.does} for step in template.atomic_actions] if template else [],
+        "counts": counts_of(scenario, counts),
     }
 
 
@@ -298,9 +289,7 @@ def summary_row(row: pd.Series) -> dict[str, Any]:
     }
 
 
-def fit_row(
-    fit: Fit, experiment: Experiment, runs: Sequence[RunRecord], template: TaskTemplate | None
-) -> dict[str, Any]:
+def fit_row(fit: Fit, counted_beside: str) -> dict[str, Any]:
     """A fit as text, beside what was counted on the wire for the same step."""
     return {
         "group": fit.group or "all settings",
@@ -314,31 +303,8 @@ def fit_row(
         "interval": text.count_range(fit.round_trips_low, fit.round_trips_high),
         "r2": text.NONE if fit.r2 is None else f"{max(fit.r2, 0.0):.3f}",
         "levels": text.levels(fit) if fit.atomic_action == TOTAL or len(fit.levels) <= 3 else "",
-        "counted": counted(fit, experiment, runs, template),
-    }  # fmt: skip
-
-
-def counted(fit: Fit, experiment: Experiment, runs: Sequence[RunRecord], template: TaskTemplate | None) -> str:
-    """Requests (or commits that write) that the task's file gives for a step; "–" when it does not say."""
-    if template is None:
-        return text.NONE
-    steps = template.atomic_actions
-    chosen = steps if fit.atomic_action == TOTAL else [step for step in steps if step.name == fit.atomic_action]
-    caches = {cache_of(experiment, run.setting) for run in runs if delay_group(run.setting)[1] == fit.group}
-    if fit.against == "commit":
-        values = [step.write_commits for step in chosen if step.write_commits is not None]
-    else:
-        requests = [step.database_requests for step in chosen]
-        values = [known[cache] for known in requests for cache in caches if cache in known]
-    return str(sum(values)) if len(values) == len(chosen) > 0 else text.NONE
-
-
-def cache_of(experiment: Experiment, setting: SettingRecord) -> str:
-    """Keystone's cache in a setting."""
-    default = Deployment.model_fields["cache"].default
-    whole = setting.values.get("deployment")
-    here = experiment.deployment.cache if whole is None else whole.get("cache", default)
-    return str(setting.values.get("deployment.cache", here))
+        "counted": counted_beside,
+    }
 
 
 # what does not count, and errors

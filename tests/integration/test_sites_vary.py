@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from discovery_deploy.count_acts import listeners, sql_requests
+from discovery_deploy.rally import load_tasks
+from discovery_deploy.remote import Remote
+from tests.integration import known_requests
 from tests.integration.leftovers import Snapshot, left_behind
 from tests.integration.test_experiment import Tool
 
@@ -65,6 +70,64 @@ def test_every_setting_has_its_own_sites_and_clients(tool: Tool) -> None:
     facts = {path.stem for path in (tool.workspace / "facts").iterdir()}
     assert facts == {"nantes-1", "rennes-1"}
     assert "rennes" in (tool.workspace / "report" / "report.html").read_text()
+
+
+def test_requests_to_a_database_are_seen_from_its_own_host_and_from_another_site(tool: Tool) -> None:
+    """Every command of the protocol, by loopback and by the site's network; and those of connections made before."""
+    remote = Remote(tool.workspace / "ssh_config")
+    unit = remote("nantes-1", ["cat", "/etc/systemd/system/keystone.service"])
+    [start] = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
+    python = start.removeprefix("ExecStart=").partition("/bin/")[0] + "/bin/python"
+    program = Path(known_requests.__file__).read_text()
+    for host in ("nantes-1", "rennes-1"):
+        with listeners(remote, {"nantes-1": [3306]}) as [listener]:
+            clock = listener.clock()
+            assert abs(clock.ahead_s) <= clock.error_s < 0.5, "it is the same clock"
+            remote(host, [python, "-", "/etc/keystone/keystone.conf"], program)
+            seen = sql_requests(listener.stop(), 0.0)
+        assert {request.user for request in seen} == {"keystone"}
+        assert [request.kind for request in seen if request.kind != "SET"] == known_requests.ASKED
+        assert [request.kind for request in seen if request.commits] == ["COMMIT"]
+        assert [request.kind for request in seen if not request.answered] == ["QUIT"]
+        assert [request.at_s for request in seen] == sorted(request.at_s for request in seen)
+    with listeners(remote, {"nantes-1": [3306]}) as [listener]:
+        tool("openstack", "rennes", "token", "issue")
+        seen = sql_requests(listener.stop(), 0.0)
+    assert "SELECT" in {request.kind for request in seen}
+    assert {request.user for request in seen} == {"keystone"}
+
+
+def test_every_task_of_keystone_succeeds_and_is_counted_step_by_step(tool: Tool) -> None:
+    """The seven tasks of the Juice study, seven iterations each; then the campaign's report says what was counted."""
+    keystone = {name: one for name, one in load_tasks().items() if name.startswith("keystone/")}
+    assert len(keystone) == 7
+    scenarios = [{"task": name, "times": 1} for name in keystone]
+    tool.write({**EXPERIMENT, "campaign": {**EXPERIMENT["campaign"], "scenarios": scenarios}})
+    seen = len(tool.journal())
+    told = tool("count", "factors.yaml", "--setting", "load high, sites nantes+rennes").stdout
+    assert not [entry for entry in tool.journal()[seen:] if entry.get("phase") == "deploy"], "it was there"
+    [path] = tool.workspace.glob("counts/*.json")
+    record = json.loads(path.read_text())
+    assert record["schema"] == 1
+    assert record["deployed"] == path.stem
+    counted = {one["task"]: {step["name"]: step for step in one["actions"]} for one in record["scenarios"]}
+    assert list(counted) == list(keystone)
+    for name, template in keystone.items():
+        assert list(counted[name]) == ["", *(step.name for step in template.atomic_actions)]
+        for step in counted[name].values():
+            assert len(step["per_iteration"]) == 5
+            assert set(step["users"]) <= {"keystone"}
+            assert f"{name}\t{step['name'] or 'whole iteration'}\t{step['requests']}" in told
+        assert template.writes == any(step["write_commits"] for step in counted[name].values())
+    tokens = counted["keystone/authenticate_user_and_validate_token"]
+    assert tokens["keystone_v3.fetch_token"]["requests"] > tokens["keystone_v3.validate_token"]["requests"] > 0
+    users = counted["keystone/create_and_list_users"]
+    assert users["keystone_v3.create_user"]["write_commits"] == 1
+    assert users["keystone_v3.create_user"]["kinds"]["COMMIT"] >= 1
+    tool.write(EXPERIMENT)
+    tool("report", "factors.yaml")
+    text = (tool.workspace / "report" / "report.md").read_text()
+    assert f"| keystone {tokens['keystone_v3.fetch_token']['requests']} |" in text
 
 
 def test_a_site_that_goes_takes_its_host_with_it(tool: Tool) -> None:

@@ -18,8 +18,8 @@ LAYERS = (
     "__init__ data deployment_mistakes errors placement process_settings provider_mistakes references services units",
     "deployment model provider_models python_syntax source_model strict",
     "campaign campaign_mistakes config crossings documents egress enos_import enos_network enos_provider"
-    " enos_reading enos_sites fields g5k_request inventory mistakes patch_series rally records report rtts schema"
-    " seed service_variables smoke software stats topology traces unified_diff vagrant_plan variables wan"
+    " enos_reading enos_sites fields g5k_request inventory mistakes patch_series rally records report request_counts"
+    " rtts schema seed service_variables smoke software stats topology traces unified_diff vagrant_plan variables wan"
     " wan_readback wan_verdict wording",
     "acceleration ansible apt_archive bench box cgroups clients clocks cloud_probe code_proof code_recorder containers"
     " contents derived egress_hosts enoslib_calls enoslib_environment enoslib_g5k enoslib_roles enoslib_vagrant"
@@ -27,10 +27,10 @@ LAYERS = (
     " hypervisor image image_content installed_code interruption machine machine_calls machine_plans measure nested"
     " nested_machine nesting nspawn package_index packages probe proof provenance providers rally_process"
     " remote sdists shaping shipping"
-    " site_networks site_proxy sources stack tc_device trees uml_kernel wan_router wan_tunnels wan_uml working_copy"
-    " workspace",
-    "bookings box_commands builds cache commands doctor driver opening patch_commands phases progress smoke_acts"
-    " testbed wan_acts",
+    " site_networks site_proxy sources sql_capture stack tc_device trees uml_kernel wan_router wan_tunnels wan_uml"
+    " working_copy workspace",
+    "bookings box_commands builds cache commands count_acts doctor driver opening patch_commands phases progress"
+    " smoke_acts testbed wan_acts",
     "__main__ cli",
 )
 """Modules and subpackages from the bottom up. A module may import its own layer and those below."""
@@ -53,6 +53,7 @@ SHIPPED = frozenset(
         "probe",
         "rally_process",
         "site_networks",
+        "sql_capture",
         "tc_device",
         "uml_kernel",
         "wan_router",

@@ -47,19 +47,13 @@ def test_without_smoke_nothing_is_said_of_it(small: Campaign) -> None:
     assert "Smoke" not in files["report.md"].decode()
 
 
-SOME = (
-    "glance/list_images",
-    "keystone/create_add_and_list_user_roles",
-    "keystone/create_and_list_users",
-    "nova/boot_and_delete_server",
-)
+SOME = ("glance/list_images", "keystone/create_and_list_users", "nova/boot_and_delete_server")
 
 
 @pytest.mark.parametrize("task", SOME)
-def test_every_task_can_be_reported_whatever_was_counted_of_it(task: str, small: Campaign) -> None:
+def test_every_task_can_be_reported_with_what_its_steps_consist_of(task: str, small: Campaign) -> None:
     scenario = small.experiment.campaign.scenarios[0].model_copy(update={"task": task})
     asked = small.experiment.campaign.model_copy(update={"scenarios": (scenario,)})
     made = small._replace(experiment=small.experiment.model_copy(update={"campaign": asked}))
     words = prose(files_of(made)["report.html"])
     assert TASKS[task].atomic_actions[0].name in words
-    assert ("commits that write" in words) == task.startswith("keystone/")

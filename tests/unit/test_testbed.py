@@ -186,9 +186,9 @@ def test_other_sites_are_reserved_anew_and_nothing_is_deployed_there(tmp_path: P
     assert [host.site for host in bed.lease.hosts] == ["nantes", "rennes", "lyon"]
     assert "Host lyon-1" in bed.workspace.ssh_config.read_text()
     assert "vec2" in bed.program(many.experiment)
-    bed.wan.bring(bed.shapes(many.experiment))
+    bed.wan.bring(wan_acts.asked(many.experiment))
     bed.bring_to(few, "reserve")
-    bed.wan.bring(bed.shapes(few.experiment))  # what was put on the WAN between three sites is no start for two
+    bed.wan.bring(wan_acts.asked(few.experiment))  # what was put on the WAN between three sites is no start for two
 
 
 def all_done(bed: Testbed, asked: Experiment) -> None:
