@@ -85,7 +85,8 @@ def write_ssh_config(workspace: Workspace, lease: Lease, before: Lease | None) -
     """Let hosts of a lease be reached through the workspace's ssh_config, and know them again.
 
     The lease says which keys its hosts have (`host_keys` in its details), or how they are known (options of ssh). Else
-    the keys that they show now are theirs, as long as they are the hosts of the lease before.
+    the keys that they show first are theirs, as long as they are the hosts of the lease before: `prepare` brings them
+    software by `Remote` before Ansible, which takes no new key, comes to them.
 
     Args:
         workspace: its key is let in.
@@ -101,8 +102,6 @@ def write_ssh_config(workspace: Workspace, lease: Lease, before: Lease | None) -
     ways = {host.name: (host.management_address, host.ssh) for host in lease.hosts}
     text = ssh_config_text(ways, workspace.key, control, known, all_known=bool(keys))
     write_file(workspace.ssh_config, text, 0o600)
-    if not keys:
-        side_by_side(Remote(workspace.ssh_config).answers, [host.name for host in lease.hosts])
 
 
 def _path(path: Path) -> str:
