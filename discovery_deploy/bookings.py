@@ -11,6 +11,7 @@ from discovery_deploy.errors import ExperimentError, StateError, TestbedError
 from discovery_deploy.progress import Announcer
 from discovery_deploy.providers import holding, provider_named
 from discovery_deploy.providers.base import BookingProvider, Lease, ProviderInterface
+from discovery_deploy.strict import experiment_name
 from discovery_deploy.testbed import readable_lease
 from discovery_deploy.units import parse_duration
 
@@ -53,10 +54,10 @@ def extend(named: str, more: str, announce: Announcer) -> str:
     seconds = seconds_of(more)
     try:
         workspace = opening.find_workspace(named)
-        name = (workspace.path / "name").read_text(encoding="utf-8").strip()
+        name = workspace.name
         lease = readable_lease(workspace)
     except StateError:
-        name, lease = named, None
+        name, lease = experiment_name(named), None
     providers = [provider_named(lease.provider)] if lease else list(holding(name).values())
     booked = [provider for provider in providers if isinstance(provider, BookingProvider)]
     if not booked:

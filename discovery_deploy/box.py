@@ -168,8 +168,7 @@ def build(cache: Path, progress: Progress) -> Path:
         (directory / "Vagrantfile").write_text(VAGRANTFILE, encoding="utf-8")
         (directory / "catalog.json").write_text(catalog(target / f"{NAME}.box", box_version(target.name)))
         (directory / "keys").write_text(vagrant_public_keys(), encoding="utf-8")
-        log = cache / "logs" / f"box-{target.name}.log"
-        log.parent.mkdir(exist_ok=True)
+        log = image.private_folder(cache / "logs") / f"box-{target.name}.log"
         variables = {
             **os.environ, "DIRECTORY": str(directory), "BOX": f"{NAME}.box", "DISK": f"{DISK_GB}G",
             "KEYS": str(directory / "keys"),

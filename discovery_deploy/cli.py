@@ -252,7 +252,11 @@ def report(file: File, workspace: Folder = None, verbose: Verbose = False) -> No
 @app.command()
 def status(experiment: Named = None) -> None:
     """Show hosts, phases and runs of an experiment, and the experiments that hold hosts on this machine."""
-    sys.stdout.write(commands.status(experiment))
+    text, unread = commands.status(experiment)
+    sys.stdout.write(text)
+    if unread:
+        advice = "\n  ".join(dict.fromkeys(error.advice for error in unread))
+        raise StateError("\n".join(error.what for error in unread), advice)
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})

@@ -6,25 +6,27 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
-from discovery_deploy import bookings, clocks, opening, rally, wan, wan_verdict
+from discovery_deploy import bookings, clocks, names, opening, rally, wan, wan_verdict
 from discovery_deploy.campaign import Setting
 from discovery_deploy.crossings import described
 from discovery_deploy.driver import Driver
-from discovery_deploy.errors import ExperimentError, MeasurementError, StateError
+from discovery_deploy.errors import ExperimentError, MeasurementError, StateError, TestbedError
 from discovery_deploy.model import Verify
 from discovery_deploy.phases import PHASES, State
 from discovery_deploy.progress import Announcer
-from discovery_deploy.providers import PROVIDERS, holding, provider_named
+from discovery_deploy.providers import PROVIDERS, holding, name_held, provider_named
 from discovery_deploy.providers.base import Lease
 from discovery_deploy.records import RunRecord
 from discovery_deploy.remote import Remote
 from discovery_deploy.site_proxy import routed, socks_proxy
+from discovery_deploy.strict import experiment_name
 from discovery_deploy.testbed import readable_lease
 from discovery_deploy.testbed import release as release_experiment
-from discovery_deploy.workspace import Workspace, results_directory
+from discovery_deploy.workspace import Model, Workspace, is_workspace, results_directory, same_folder
 
 
 def setting_named(driver: Driver, label: str | None) -> Setting:
@@ -138,52 +140,86 @@ def summary(driver: Driver) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _runs_text(workspace: Workspace) -> list[str]:
-    records = []
-    for path in sorted(workspace.runs.glob("*/record.json")):
-        record = workspace.load(str(path.relative_to(workspace.path)), RunRecord)
-        if record is not None:
-            records.append(record)
+class _Reading:
+    """What can be read of a workspace; of what cannot, it is kept why."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.problems: list[StateError] = []
+
+    def load(self, name: str, kind: type[Model]) -> Model | None:
+        """A file of the workspace; None when it is not there or cannot be read."""
+        try:
+            return self.workspace.load(name, kind)
+        except StateError as error:
+            self.problems.append(error)
+            return None
+
+    def records(self) -> list[RunRecord]:
+        """Records of runs, in the order of their folders."""
+        found = sorted(self.workspace.runs.glob("*/record.json"))
+        loaded = [self.load(str(path.relative_to(self.workspace.path)), RunRecord) for path in found]
+        return [record for record in loaded if record is not None]
+
+
+def _runs_text(records: Sequence[RunRecord]) -> list[str]:
     valid = sum(record.valid for record in records)
     lines = [f"runs with a record: {len(records)}, of which valid: {valid}"]
-    for record in records:
-        if not record.valid:
-            lines.append(f"  not valid: {record.id}: {record.problems[0]}")
+    return lines + [f"  not valid: {record.id}: {record.problems[0]}" for record in records if not record.valid]
+
+
+def _hosts_text(lease: Lease | None) -> list[str]:
+    if lease is None:
+        return ["hosts: none"]
+    lines = [f"hosts ({lease.provider}, WAN router {lease.router}):"]
+    alive = {host.name: "running" for host in lease.hosts}
+    try:
+        alive.update(dict.fromkeys(provider_named(lease.provider).dead_hosts(lease), "dead"))
+    except (ExperimentError, TestbedError) as error:
+        alive = dict.fromkeys(alive, "not known")
+        lines.append(f"  whether they run is not known: {error.what.splitlines()[0]}")
+    for host in lease.hosts:
+        lines.append(
+            f"  {host.name:<20} {host.site:<12} {host.management_address:<15} {host.site_address:<15} "
+            f"{alive[host.name]}"
+        )
     return lines
 
 
-def workspace_status(workspace: Workspace) -> str:
-    """Hosts, phases and runs of one workspace."""
-    name = (workspace.path / "name").read_text().strip()
-    lines = [f"experiment {name}, workspace {workspace.path}"]
-    lease = workspace.load("lease.json", Lease)
-    if lease is None:
-        lines.append("hosts: none")
-    else:
-        dead = set(provider_named(lease.provider).dead_hosts(lease))
-        lines.append(f"hosts ({lease.provider}, WAN router {lease.router}):")
-        for host in lease.hosts:
-            alive = "dead" if host.name in dead else "running"
-            lines.append(
-                f"  {host.name:<20} {host.site:<12} {host.management_address:<15} {host.site_address:<15} {alive}"
-            )
-    state = workspace.load("state.json", State) or State()
+def workspace_status(workspace: Workspace) -> tuple[str, list[StateError]]:
+    """Hosts, phases and runs of one workspace; and what of it cannot be read."""
+    reading = _Reading(workspace)
+    lines = [f"experiment {workspace.name}, workspace {workspace.path}"]
+    lines += _hosts_text(reading.load("lease.json", Lease))
+    state = reading.load("state.json", State) or State()
     for phase in PHASES:
         record = state.phases.get(phase)
         text = "stale" if record is None else f"{record.status} at {record.at}, {record.seconds:.1f} s"
         lines.append(f"  {phase:<10} {text}")
-    return "\n".join([*lines, *_runs_text(workspace)]) + "\n"
+    lines += _runs_text(reading.records())
+    lines += [f"not readable: {error.what.partition(': ')[0]}" for error in reading.problems]
+    return "\n".join(lines) + "\n", reading.problems
 
 
-def status(named: str | None) -> str:
-    """Text of `status`: one experiment, or all in the results directory; then who holds hosts on this machine."""
-    if named is None:
-        present = sorted(path.parent for path in results_directory().glob("*/name"))
-        texts = [workspace_status(Workspace(path)) for path in present]
-    else:
-        texts = [workspace_status(opening.find_workspace(named))]
+def status(named: str | None) -> tuple[str, list[StateError]]:
+    """Text of `status`: one experiment, or all in the results directory; then who holds hosts on this machine.
+
+    And what cannot be read: it hides nothing of the others.
+    """
+    texts: list[str] = []
+    problems: list[StateError] = []
+    for path in sorted(path.parent for path in results_directory().glob("*/name")) if named is None else [None]:
+        try:
+            workspace = opening.find_workspace(named) if path is None else Workspace(path)
+            text, unread = workspace_status(workspace)
+        except StateError as error:
+            if path is None:
+                raise
+            text, unread = f"workspace {path}: {error.what}\n", [error]
+        texts.append(text)
+        problems += unread
     texts.append("".join(_holders(name) for name in PROVIDERS))
-    return "\n".join(texts)
+    return "\n".join(texts), problems
 
 
 def _holders(provider_name: str) -> str:
@@ -241,23 +277,53 @@ def openstack(workspace: Workspace, site: str, arguments: Sequence[str]) -> None
 
 
 def release(named: str, announce: Announcer) -> None:
-    """Release by file, workspace or bare name, wherever it holds something, also without a workspace."""
-    try:
-        workspace = opening.find_workspace(named)
-    except StateError:
-        found = holding(named)
-        if not found:
-            raise
-        for provider in found.values():
-            release_experiment(named, provider, announce)
-        return
-    name = (workspace.path / "name").read_text().strip()
-    lease = readable_lease(workspace)
-    found = holding(name)
-    found.setdefault(lease.provider if lease else "local", provider_named(lease.provider if lease else "local"))
-    with workspace.lock():
-        for provider in found.values():
-            release_experiment(name, provider, announce, workspace)
+    """Release by file, name or workspace, wherever something is held, also without a workspace.
+
+    A name (or the file) means all that bears it, whoever has reserved it; the workspace that holds the hosts is locked.
+    A folder means what is still its own: hosts that another workspace has reserved since stay.
+
+    Raises:
+        StateError: there is nothing of that name; a driver works on it; the name is none.
+    """
+    asked = _workspace_named(named)
+    name = asked.name if asked is not None else experiment_name(named)
+    with ExitStack() as held:
+        held.enter_context(name_held(name, wait_s=20))
+        found = holding(name)
+        holders = {kind: provider.holder(name) for kind, provider in found.items()}
+        if asked is not None and not names.is_name(named) and not opening.is_file(named):
+            for kind, holder in holders.items():
+                if holder is not None and is_workspace(holder) and not same_folder(holder, asked.path):
+                    announce.line(f"{name}'s hosts ({kind}) were reserved from {holder} since: they stay")
+                    del found[kind]
+        lease = readable_lease(asked) if asked is not None else None
+        if lease is not None and lease.provider in PROVIDERS and lease.provider not in holders:
+            found[lease.provider] = provider_named(lease.provider)
+        workspaces = [*([asked] if asked is not None else []), *_others(asked, map(holders.get, found))]
+        for workspace in workspaces:
+            held.enter_context(workspace.lock())
+        release_experiment(name, list(found.values()), announce, workspaces, asked.path if asked else None)
+
+
+def _workspace_named(named: str) -> Workspace | None:
+    """The workspace of a file, an experiment in the results directory, or a folder; None for a name that holds hosts.
+
+    Raises StateError when there is nothing of that name.
+    """
+    bare = names.is_name(named) and not opening.is_file(named)
+    if bare and not is_workspace(results_directory() / named) and holding(named):
+        return None
+    return opening.find_workspace(named)
+
+
+def _others(asked: Workspace | None, holders: Iterable[Path | None]) -> list[Workspace]:
+    """The workspaces that hold hosts, but the one that is asked for, and those that are no more."""
+    found: list[Workspace] = []
+    for holder in holders:
+        known = [*([asked] if asked is not None else []), *found]
+        if holder is not None and is_workspace(holder) and not any(same_folder(holder, one.path) for one in known):
+            found.append(Workspace(holder))
+    return found
 
 
 def write_new(path: Path, text: str) -> None:

@@ -32,8 +32,9 @@ from discovery_deploy.machine import (
     hold,
     namespaces,
     own,
+    private,
     processes_in,
-    remove_tree,
+    remove_own,
     run,
     session,
 )
@@ -77,7 +78,8 @@ def up(plan: Plan, tell: Callable[[str], None] = lambda line: None) -> None:
     """
     directory = Path(plan["directory"])
     _need_root()
-    with hold(directory), _full_disk(directory):
+    with hold(directory, own=True), _full_disk(directory):
+        private(directory)
         _check(plan)
         if not claim(plan["slot"], directory):
             raise MachineError(f"slot {plan['slot']} of this machine is taken", "reserve with another slot")
@@ -226,17 +228,20 @@ def status(plan: Plan) -> dict[str, dict[str, Any]]:
     return found
 
 
-def down(plan: Plan) -> None:
+def down(plan: Plan, known: bool = False) -> None:
     """Remove everything that a plan has made, or may have made, on this machine.
 
     Only `slot` and `directory` of the plan are needed: what is there is found by the slot.
 
+    Args:
+        plan: the machine plan.
+        known: the directory is ours, also without our mark.
     Raises:
         MachineError: something could not be removed.
     """
     _need_root()
     slot, directory = plan["slot"], Path(plan["directory"])
-    with hold(directory):
+    with hold(directory, own=True):
         if not claim(slot, directory):
             raise MachineError(f"slot {slot} of this machine belongs to another experiment", "look at `status`")
         if plan.get("router"):
@@ -246,7 +251,7 @@ def down(plan: Plan) -> None:
         _end_processes(processes_in(namespaces(slot)))
         site_networks.down(slot)
         _remove_runtime(slot)
-        remove_tree(directory)
+        remove_own(directory, known)
         give_back(slot, directory)
 
 

@@ -108,17 +108,17 @@ class Driver:
             shutil.rmtree(folder)  # a run that was cut off: nothing was recorded of it
 
     def _sweeper(self, runs: Sequence[PlannedRun]) -> ParamSweeper:
-        """execo's to-do list of these runs; what a dead driver held in progress is to do again."""
+        """execo's to-do list of these runs, begun again at every start: the records are the truth.
+
+        Nothing that lies there is read: execo would unpickle it, that is, run what somebody has put there.
+        """
         folder = self.workspace.runs / ".sweeper"
-        combinations = [(run.id, run.fingerprint) for run in runs]
-        sweeper = ParamSweeper(str(folder), sweeps=combinations, name=self.experiment.name)
-        for combination in list(sweeper.get_inprogress()):
-            sweeper.cancel(combination)
-        if sweeper.get_done() or sweeper.get_skipped():
-            # The records are the truth: these runs have none that counts, whatever the list says.
+        if folder.is_symlink() or folder.is_file():
+            folder.unlink()
+        elif folder.exists():
             shutil.rmtree(folder)
-            sweeper = ParamSweeper(str(folder), sweeps=combinations, name=self.experiment.name)
-        return sweeper
+        combinations = [(run.id, run.fingerprint) for run in runs]
+        return ParamSweeper(str(folder), sweeps=combinations, name=self.experiment.name)
 
     def smoke_record(self, setting: Setting) -> SmokeRecord | None:
         """What smoke found in the deployment of a setting, or None."""
@@ -341,7 +341,7 @@ class Driver:
         router = self.workspace.load("router.json", RouterFacts)
         software = self.workspace.load(SOFTWARE, Software)
         names = {host.name for one in self.settings for site in one.experiment.sites for host in site.hosts}
-        facts = [HostFacts.model_validate_json(path.read_text()) for path in
+        found = [self.workspace.load(f"facts/{path.name}", HostFacts) for path in
                  sorted((self.workspace.path / "facts").glob("*.json")) if path.stem in names]  # fmt: skip
         inputs = self.testbed.inputs(self.experiment)
         return Provenance(
@@ -353,7 +353,7 @@ class Driver:
             hashes={**inputs.model_dump(), "experiment file": digest(self.source)},
             projects=self._projects(),
             images=kept_images(self.workspace),
-            hosts=tuple(facts),
+            hosts=tuple(facts for facts in found if facts is not None),
             software=software.hosts if software and self.experiment.provider.type != "local" else (),
             phase_seconds=self.testbed.state.seconds,
             finished_at=now(),

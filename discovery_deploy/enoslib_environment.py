@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from discovery_deploy.image import Progress, digest, made_once, run_logged
+from discovery_deploy.image import Progress, digest, made_once, private_folder, run_logged
 from discovery_deploy.stack import index_variables, lock_text, lock_versions, uv_program
 
 RECIPE = 1
@@ -48,8 +48,7 @@ def enoslib_python(cache: Path, progress: Progress) -> Path:
 
     def build(partial: Path) -> None:
         progress(f"building EnOSlib's environment ({enoslib_version()}, once)")
-        logs = cache / "logs"
-        logs.mkdir(exist_ok=True)
+        logs = private_folder(cache / "logs")
         required = logs / f"{name}.lock.txt"
         required.write_text(lock, encoding="utf-8")
         variables = {

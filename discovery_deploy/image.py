@@ -27,6 +27,7 @@ from typing import Literal
 
 from discovery_deploy import interruption
 from discovery_deploy.errors import TestbedError
+from discovery_deploy.machine import private
 from discovery_deploy.seed import content_for
 
 Progress = Callable[[str], None]
@@ -118,12 +119,12 @@ def base_image(cache: Path, progress: Progress, variant: Variant = "base") -> Pa
         TestbedError: not root, mmdebstrap is missing or failed; the end of its log is quoted.
     """
     cache = cache.absolute()
+    private_folder(cache / "images")
     base = base_image(cache, progress) if variant == "full" else None
 
     def bake(tree: Path) -> None:
         progress(f"baking the {variant} image (about half a minute, once)")
-        log = cache / "logs" / f"image-{image_hash(variant)}.log"
-        log.parent.mkdir(exist_ok=True)
+        log = private_folder(cache / "logs") / f"image-{image_hash(variant)}.log"
         told = steps(r"^I: (installing|extracting|down).*", progress)
         with apt_options_file() as apt_options:
             command = contained(bake_command(tree, apt_sources(), apt_options, base))
@@ -201,6 +202,20 @@ def apt_options_file() -> Iterator[Path]:
         yield Path(file.name)
 
 
+def private_folder(path: Path) -> Path:
+    """A folder of the cache that nobody else may enter, made when missing. Raises TestbedError.
+
+    Images have hosts' set-uid programs and users' numbers, which are other users' here.
+    """
+    try:
+        private(path)
+    except OSError as error:
+        raise TestbedError(
+            f"{path}: {error.strerror}", "Use a cache of your own: choose one with DISCOVERY_DEPLOY_CACHE."
+        ) from error
+    return path
+
+
 def made_once(target: Path, make: Callable[[Path], None], what: str, progress: Progress) -> Path:
     """`target`, made by `make(temporary)` when it is not there; atomic, and by one process at a time.
 
@@ -220,6 +235,8 @@ def made_once(target: Path, make: Callable[[Path], None], what: str, progress: P
                 _remove(temporary)
                 try:
                     make(temporary)
+                    # What is renamed must be on the disk: after a loss of power it would count as made, and be empty.
+                    os.sync()
                     temporary.rename(target)
                 finally:
                     _remove(temporary)

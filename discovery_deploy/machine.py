@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,10 @@ CLAIMS = Path("/run/discovery-deploy-slots")
 """One link per slot in use on this machine, to the directory of the plan that uses it; gone after a reboot."""
 
 NAMESPACES = Path("/run/netns")
+
+MARK = ".discovery-deploy"
+"""File in every directory of ours that is removed with all in it; there from the directory's first moment."""
+_MARK_TEXT = "Made by discovery-deploy: `discovery-deploy release` removes this directory with all in it.\n"
 
 
 class MachineError(Exception):
@@ -77,16 +82,22 @@ def missing_commands(packages: dict[str, str]) -> dict[str, str]:
 
 
 @contextmanager
-def hold(directory: Path, wait_s: float = 20) -> Iterator[None]:
+def hold(directory: Path, wait_s: float = 20, own: bool = False) -> Iterator[None]:
     """Hold the lock of a plan's directory, which is made when it is not there.
 
     The lock is on the directory itself, so there is no lock file to leave behind.
 
+    Args:
+        directory: whose lock.
+        wait_s: how long another process may hold it, in seconds.
+        own: what is made is to be removed with all in it: it gets our mark.
     Raises:
         MachineError: another process holds it for longer than `wait_s` seconds.
     """
     end = time.monotonic() + wait_s
     while True:
+        if own and not directory.is_dir():
+            make_own(directory)
         directory.mkdir(parents=True, exist_ok=True)
         try:
             descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
@@ -255,9 +266,107 @@ def mounts_below(directory: Path) -> list[str]:
     return sorted((point for point in points if point.startswith(f"{directory.absolute()}/")), reverse=True)
 
 
-def remove_tree(directory: Path) -> None:
-    """Remove a directory with all in it. Raises MachineError when something is mounted there: it would be emptied."""
+def replace(file: Path, text: str, mode: int = 0o644) -> None:
+    """Replace a file in one act, on the disk too: after a loss of power it holds the old text or the new one."""
+    new = file.with_name(f"{file.name}.new")
+    try:
+        with new.open("w", encoding="utf-8") as stream:
+            new.chmod(mode)
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        new.replace(file)
+    except OSError:
+        with suppress(OSError):
+            new.unlink()
+        raise
+
+
+def private(directory: Path) -> None:
+    """Make a directory, and let nobody else into it: what is below may have modes as hosts need them."""
+    directory.mkdir(parents=True, exist_ok=True)
+    directory.chmod(0o700)
+
+
+def is_own(directory: Path) -> bool:
+    """Whether a directory carries our mark."""
+    return (directory / MARK).is_file() and not directory.is_symlink() and not (directory / MARK).is_symlink()
+
+
+def make_own(directory: Path, known: bool = False) -> None:
+    """Have a private directory that carries our mark; it gets its name when it has the mark.
+
+    Args:
+        directory: to be made, unless it is there.
+        known: something else tells that it is ours (an older version made it, without a mark).
+    Raises:
+        MachineError: somebody else's directory is there.
+    """
+    while not directory.is_symlink() and not directory.exists():
+        with suppress(FileNotFoundError):  # whoever released the last experiment has just removed the parent
+            _make_marked(directory)
+    _refuse_strange(directory, known)
+    if not is_own(directory):
+        replace(directory / MARK, _MARK_TEXT)
+    directory.chmod(0o700)
+
+
+def _make_marked(directory: Path) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    try:
+        replace(new / MARK, _MARK_TEXT)
+        new.rename(directory)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):  # another process was faster
+            raise
+    finally:
+        if new.is_dir():
+            _remove_parts(new)
+
+
+def remove_own(directory: Path, known: bool = False) -> None:
+    """Remove a directory of ours with all in it; nothing happens when it is not there.
+
+    The mark goes last, so that a removal that was cut off can be done again.
+
+    Args:
+        directory: to be removed.
+        known: as of `make_own`.
+    Raises:
+        MachineError: it is not ours, or something is mounted there: it would be emptied.
+    """
+    for left in directory.parent.glob(f".{directory.name}.????????"):
+        if is_own(left) or not entries(left):  # of a process that was killed in `make_own`
+            _remove_parts(left)
+    if not directory.is_symlink() and not directory.exists():
+        return
+    _refuse_strange(directory, known)
     mounted = mounts_below(directory)
     if mounted:
         raise MachineError(f"still mounted: {', '.join(mounted)}", f"umount {' '.join(mounted)}")
-    shutil.rmtree(directory)
+    if not is_own(directory):
+        with suppress(OSError):  # a full disk is no reason not to remove it
+            replace(directory / MARK, _MARK_TEXT)
+    _remove_parts(directory)
+
+
+def _remove_parts(directory: Path) -> None:
+    for entry in entries(directory):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != MARK:
+            entry.unlink()
+    (directory / MARK).unlink(missing_ok=True)
+    directory.rmdir()
+
+
+def _refuse_strange(directory: Path, known: bool) -> None:
+    if directory.is_symlink() or not directory.is_dir():
+        raise MachineError(f"{directory}: is not a directory that discovery-deploy has made", "move it away")
+    if not known and not is_own(directory) and entries(directory):
+        raise MachineError(
+            f"{directory}: has no mark of discovery-deploy ({MARK}), and nothing else tells that it made this "
+            "directory; it is left as it is",
+            f"look at it: when it is an experiment's, `touch {directory}/{MARK}` and try again; else move it away",
+        )

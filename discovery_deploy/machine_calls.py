@@ -21,6 +21,7 @@ from discovery_deploy import (
     interruption,
     machine,
     machine_plans,
+    names,
     nested_machine,
     nspawn,
     site_networks,
@@ -40,7 +41,7 @@ CALL_LIMIT_S = 120.0
 UP_LIMIT_S = 900.0
 IMAGE_LIMIT_S = nested_machine.IMAGE_LIMIT_S
 MODULES = (
-    cgroups, containers, machine, machine_plans, nested_machine, nspawn, site_networks, tc_device,
+    cgroups, containers, machine, machine_plans, names, nested_machine, nspawn, site_networks, tc_device,
     uml_kernel, wan_router, wan_tunnels, wan_uml,
 )  # fmt: skip
 """What runs on machines."""

@@ -33,25 +33,25 @@ def free_slots(taken: Iterable[int], observed: site_networks.Observed) -> list[i
 
 
 def read_plan(directory: Path) -> Plan | None:
-    """The plan in a directory; None when it is missing, cut off, or not a plan."""
+    """The plan in a directory; None when it is missing, cut off, not a plan, or of another directory."""
     try:
-        plan = json.loads((directory / "plan.json").read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+        plan = json.loads((directory / "plan.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return None
-    return plan if isinstance(plan, dict) and isinstance(plan.get("slot"), int) else None
+    if not isinstance(plan, dict) or not isinstance(plan.get("slot"), int):
+        return None
+    return plan if Path(str(plan.get("directory", directory))).resolve() == directory.resolve() else None
 
 
 def write_plan(directory: Path, plan: Plan) -> None:
-    """Keep a plan in its directory."""
-    directory.mkdir(parents=True, exist_ok=True)
-    replace(directory / "plan.json", json.dumps(plan, indent=2, sort_keys=True) + "\n")
+    """Keep a plan in its directory. Raises MachineError when a directory that is not ours is there."""
+    machine.make_own(directory, known=_is_known(directory))
+    machine.replace(directory / "plan.json", json.dumps(plan, indent=2, sort_keys=True) + "\n")
 
 
-def replace(file: Path, text: str) -> None:
-    """Replace a file in one act."""
-    new = file.with_suffix(".new")
-    new.write_text(text, encoding="utf-8")
-    new.replace(file)
+def _is_known(directory: Path) -> bool:
+    """Whether a directory is ours although it may lack our mark: it has a plan, or a slot."""
+    return read_plan(directory) is not None or bool(machine.slots_of(directory))
 
 
 def same_hosts(old: Plan, new: Plan) -> bool:
@@ -69,12 +69,15 @@ def bare_plan(directory: Path, slot: int) -> Plan:
 
 
 def clear(directory: Path) -> None:
-    """Remove everything of a directory, in whatever slots it was. Raises MachineError."""
-    plan = read_plan(directory) or {}
+    """Remove everything of a directory, in whatever slots it was.
+
+    Raises:
+        MachineError: something could not be removed, or the directory is not ours.
+    """
+    plan, known = read_plan(directory) or {}, _is_known(directory)
     slots = machine.slots_of(directory)
     if "slot" in plan and plan["slot"] not in machine.claims():
         slots.append(plan["slot"])
     for slot in slots:
-        containers.down({**bare_plan(directory, slot), **plan, "slot": slot})
-    if directory.exists():
-        machine.remove_tree(directory)
+        containers.down({**bare_plan(directory, slot), **plan, "slot": slot, "directory": str(directory)}, known)
+    machine.remove_own(directory, known)

@@ -9,16 +9,17 @@ It has a key of its own for the machines, kept beside its record: so they are re
 from __future__ import annotations
 
 import shlex
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from discovery_deploy import nested_machine, nesting, shipping, wan_router
+from discovery_deploy import machine, nested_machine, nesting, shipping, wan_router
 from discovery_deploy.errors import StateError, TestbedError
 from discovery_deploy.machine import Plan
 from discovery_deploy.machine_calls import IMAGE_LIMIT_S, UP_LIMIT_S, Caller, packed_tree, tree_name
 from discovery_deploy.model import Experiment, Strict
+from discovery_deploy.names import is_name
 from discovery_deploy.providers import local
 from discovery_deploy.providers.base import (
     HOLDER,
@@ -27,6 +28,7 @@ from discovery_deploy.providers.base import (
     Lease,
     Progress,
     ProviderInterface,
+    folder_of,
     noted_holder,
 )
 from discovery_deploy.remote import Remote, remove_control_sockets, side_by_side, write_ssh_config
@@ -95,13 +97,14 @@ class Nested:
         self, experiment: Experiment, public_key: str, image: Path, progress: Progress, workspace: Path | None = None
     ) -> Lease:
         """Obtain hosts: direct ones, or machines and containers on them. See `ProviderInterface`."""
-        folder = self.state / experiment.name
+        folder = folder_of(self.state, experiment.name)
         if nesting.hosts_per_machine(experiment) is None:
             if folder.exists():
                 progress("hosts were containers, and become machines: all is given back before")
                 self.release(experiment.name, progress)
             return self.inner.reserve(experiment, public_key, image, progress, workspace)
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _as_testbed_error(experiment.name):
+            machine.make_own(folder, known=_is_known(folder))
         if workspace is not None:
             write_file(folder / HOLDER, f"{workspace}\n", 0o600)
         own = Workspace(folder / MACHINES)
@@ -123,7 +126,7 @@ class Nested:
 
     def _host(self, experiment: Experiment, public_key: str, image: Path, progress: Progress, record: Record) -> Lease:
         """Make or mend the hosts on machines that are there."""
-        own = Workspace(self.state / experiment.name / MACHINES)
+        own = Workspace(folder_of(self.state, experiment.name) / MACHINES)
         caller, addresses = Caller(Remote(own.ssh_config)), _addresses(record.machines)
         directory = nested_machine.EXPERIMENTS / experiment.name
         seen = _prepared(caller, list(addresses), directory, _packages(experiment), progress)
@@ -201,7 +204,7 @@ class Nested:
 
     def release(self, experiment_name: str, progress: Progress) -> None:
         """Remove the containers from every machine that can be reached, then give the machines back."""
-        folder, record = self.state / experiment_name, self._record(experiment_name)
+        folder, record = folder_of(self.state, experiment_name), self._record(experiment_name)
         if record is not None:
             progress(f"removing {experiment_name} from its machines")
             record = self._leave(experiment_name, record, list(record.plans), progress)
@@ -211,7 +214,8 @@ class Nested:
             if record is not None and (own / "ssh_config").exists():
                 Remote(own / "ssh_config").close(host.name for host in record.machines.hosts)
             remove_control_sockets([own])
-            shutil.rmtree(folder)
+            with _as_testbed_error(experiment_name):
+                machine.remove_own(folder, known=_is_known(folder))
             for parent in (self.state, self.state.parent, self.state.parent.parent):
                 if parent.is_dir() and not any(parent.iterdir()):
                     parent.rmdir()
@@ -224,7 +228,7 @@ class Nested:
         """
         if not names:
             return record
-        caller = Caller(Remote(self.state / experiment_name / MACHINES / "ssh_config"))
+        caller = Caller(Remote(folder_of(self.state, experiment_name) / MACHINES / "ssh_config"))
         request = {"directory": str(nested_machine.EXPERIMENTS / experiment_name)}
 
         def leave(name: str) -> str:
@@ -250,15 +254,15 @@ class Nested:
 
     def holder(self, experiment_name: str) -> Path | None:
         """The workspace from which the hosts were last reserved."""
-        return noted_holder(self.state / experiment_name) or self.inner.holder(experiment_name)
+        return noted_holder(folder_of(self.state, experiment_name)) or self.inner.holder(experiment_name)
 
     def experiments(self) -> list[str]:
         """Names of the experiments that hold something here."""
-        own = {entry.name for entry in self.state.iterdir()} if self.state.is_dir() else set()
+        own = {entry.name for entry in machine.entries(self.state) if is_name(entry.name)}
         return sorted(own | set(self.inner.experiments()))
 
     def _record(self, experiment_name: str) -> Record | None:
-        folder = self.state / experiment_name
+        folder = folder_of(self.state, experiment_name)
         if not (folder / RECORD).exists():
             return None
         try:
@@ -269,7 +273,7 @@ class Nested:
             ) from error
 
     def _keep(self, experiment_name: str, record: Record) -> None:
-        write_file(self.state / experiment_name / RECORD, record.model_dump_json(indent=2), 0o600)
+        write_file(folder_of(self.state, experiment_name) / RECORD, record.model_dump_json(indent=2), 0o600)
 
 
 class NestedBooking(Nested):
@@ -291,6 +295,19 @@ class NestedBooking(Nested):
     def extend(self, experiment_name: str, seconds: float, progress: Progress) -> str:
         """Ask for so much more time."""
         return self.booked.extend(experiment_name, seconds, progress)
+
+
+@contextmanager
+def _as_testbed_error(experiment_name: str) -> Iterator[None]:
+    try:
+        yield
+    except machine.MachineError as error:
+        raise TestbedError(f"{experiment_name}: {error.what}", error.advice) from error
+
+
+def _is_known(folder: Path) -> bool:
+    """Whether a folder is ours although it may lack our mark."""
+    return any((folder / name).exists() for name in (RECORD, MACHINES))
 
 
 def on_all(act: Callable[[str], Any], names: list[str]) -> list[Any]:

@@ -22,7 +22,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from discovery_deploy import containers, machine, machine_plans, nspawn, site_networks, uml_kernel, wan_router
+from discovery_deploy import (
+    containers,
+    machine,
+    machine_plans,
+    names,
+    nspawn,
+    site_networks,
+    uml_kernel,
+    wan_router,
+)
 from discovery_deploy.machine import MachineError, Plan
 from discovery_deploy.wan_uml import RouterError
 
@@ -81,6 +90,7 @@ def image(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
     """Unpack a base image that follows the request as a compressed archive; it appears whole or not at all."""
     target = IMAGES / str(request["name"])
     partial = IMAGES / f".{target.name}.partial"
+    machine.private(HOME)
     with machine.hold(IMAGES, wait_s=IMAGE_LIMIT_S):
         if target.is_dir():
             return False
@@ -128,6 +138,7 @@ def up(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
     machine_plans.write_plan(directory, plan)
     for bind in plan["binds"]:
         Path(bind["source"]).mkdir(parents=True, exist_ok=True)
+        Path(bind["source"]).chmod(0o755)  # hosts' own users see it
     containers.up(plan, tell)
     return {host["name"]: nspawn.born(plan, host) for host in plan["hosts"] if host["system"]}
 
@@ -135,10 +146,12 @@ def up(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
 def down(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
     """Remove an experiment; and what is kept for experiments, when it was the last one here."""
     directory = Path(request["directory"])
+    if directory.parent != EXPERIMENTS or not names.is_name(directory.name):
+        raise MachineError(f"{directory} is not the directory of an experiment", f"they are in {EXPERIMENTS}")
     machine_plans.clear(directory)
     if not machine.entries(EXPERIMENTS):
         for entry in machine.entries(HOME):  # also this very program, which is in memory
-            machine.remove_tree(entry)
+            machine.remove_own(entry, known=True)
         with suppress(OSError):  # somebody has mounted a disk there
             HOME.rmdir()
     return None

@@ -22,8 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy import cgroups
-from discovery_deploy.machine import MachineError, Plan, recorded, run
+from discovery_deploy import cgroups, names
+from discovery_deploy.machine import MachineError, Plan, recorded, replace, run
 
 Host = dict[str, Any]
 
@@ -60,8 +60,22 @@ MaxSessions 200
 
 
 def folder(plan: Plan, host: Host) -> Path:
-    """Where a host keeps everything."""
+    """Where a host keeps everything. Raises MachineError when its name is none: the folder would be another's."""
+    if not names.is_name(str(host["name"]), names.HOST_NAME):
+        raise MachineError(f"{str(host['name'])[:60]!r} is not a name of a host", "look at the plan")
     return Path(plan["directory"]) / "hosts" / str(host["name"])
+
+
+def bind_layers(plan: Plan, host: Host) -> list[tuple[Path, str]]:
+    """(where, options) of the overlay in which a host sees each of the plan's binds, in their order. Pure.
+
+    It has no upper layer: a host, which may mount what it likes, cannot make such a file system writable.
+    """
+    place = folder(plan, host)
+    return [
+        (place / "binds" / str(number), f"ro,lowerdir={bind['source']}:{place / 'binds' / 'empty'}")
+        for number, bind in enumerate(plan["binds"])
+    ]
 
 
 def check(plan: Plan) -> None:
@@ -72,7 +86,7 @@ def check(plan: Plan) -> None:
     for bind in plan["binds"]:
         if not Path(bind["source"]).exists():
             raise MachineError(f"{bind['source']} is to be seen in hosts, but is not there", "prepare it again")
-    for path in (directory, base):
+    for path in (directory, base, *(Path(bind["source"]) for bind in plan["binds"])):
         if set(",:\\") & set(str(path)):
             raise MachineError(f"{path}: an overlay cannot have , : or \\ in its path", "choose another directory")
     new = [host for host in plan["hosts"] if host["system"] and not folder(plan, host).exists()]
@@ -117,8 +131,8 @@ def _volatile(plan: Plan) -> bool:
 def identity_files(plan: Plan, host: Host) -> dict[str, tuple[str, int]]:
     """Path -> (text, mode) of what tells a host who it is. Pure."""
     elsewhere = (pair for peer in plan.get("peers", ()) for pair in peer["hosts"].items())
-    names = sorted([*((entry["name"], entry["site_address"]) for entry in plan["hosts"]), *elsewhere])
-    lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in names)]
+    known = sorted([*((entry["name"], entry["site_address"]) for entry in plan["hosts"]), *elsewhere])
+    lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in known)]
     return {
         "etc/hostname": (f"{host['name']}\n", 0o644),
         "etc/hosts": ("\n".join(lines) + "\n", 0o644),
@@ -147,7 +161,11 @@ def supervisor_text(plan: Plan, host: Host, groups: list[Path], hybrid: bool) ->
         f'echo "$$ $(cut -d" " -f22 "/proc/$$/stat")" > {quoted["pid"]}.new',
         f"mv {quoted['pid']}.new {quoted['pid']}",
         f"mount -t overlay overlay -o {shlex.quote(options)} {quoted['root']}",
+        f"mkdir -p {shlex.quote(str(place / 'binds' / 'empty'))}",
     ]
+    for where, layers in bind_layers(plan, host):
+        lines.append(f"mkdir -p {shlex.quote(str(where))}")
+        lines.append(f"mount -t overlay overlay -o {shlex.quote(layers)} {shlex.quote(str(where))}")
     if hybrid:
         lines.append("umount -R /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup")
     joins = f"echo $$ > /sys/fs/cgroup/dd{plan['slot']}/{host['name']}/host/cgroup.procs"
@@ -164,7 +182,11 @@ def supervisor_text(plan: Plan, host: Host, groups: list[Path], hybrid: bool) ->
 
 
 def _nspawn(plan: Plan, host: Host) -> list[str]:
-    binds = [f"--bind-ro={_bind(bind['source'])}:{_bind(bind['target'])}" for bind in plan["binds"]]
+    layers = [where for where, _ in bind_layers(plan, host)]
+    binds = [
+        f"--bind-ro={_bind(str(where))}:{_bind(bind['target'])}"
+        for where, bind in zip(layers, plan["binds"], strict=True)
+    ]
     return [
         "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot", f"--directory={folder(plan, host)}/root",
         f"--machine={host['namespace']}", f"--hostname={host['name']}",
@@ -256,7 +278,7 @@ def _write_identity(plan: Plan, host: Host, machine_id: str) -> None:
         "host_key": key.with_suffix(".pub").read_text().strip(),
         "files": {path: text for path, (text, _) in files.items()},
     }
-    _write_whole(place / "born.json", json.dumps(facts, indent=2, sort_keys=True))
+    replace(place / "born.json", json.dumps(facts, indent=2, sort_keys=True))
 
 
 def _place(upper: Path, base: Path, path: str, text: str, mode: int) -> None:
@@ -272,12 +294,6 @@ def _place(upper: Path, base: Path, path: str, text: str, mode: int) -> None:
     file.unlink(missing_ok=True)
     file.write_text(text)
     file.chmod(mode)
-
-
-def _write_whole(file: Path, text: str) -> None:
-    new = file.with_suffix(".new")
-    new.write_text(text)
-    new.replace(file)
 
 
 def _refresh_files(plan: Plan, host: Host) -> None:
@@ -297,7 +313,7 @@ def _refresh_files(plan: Plan, host: Host) -> None:
     for path, (text, mode) in changed.items():
         _place(root, Path(plan["base"]), path, text, mode)
     facts["files"] = {path: text for path, (text, _) in wanted.items()}
-    _write_whole(place / "born.json", json.dumps(facts, indent=2, sort_keys=True))
+    replace(place / "born.json", json.dumps(facts, indent=2, sort_keys=True))
 
 
 def _spawn(plan: Plan, host: Host) -> None:

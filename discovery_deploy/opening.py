@@ -11,9 +11,10 @@ from discovery_deploy.errors import ExperimentError, StateError
 from discovery_deploy.fields import parse_path
 from discovery_deploy.image import Progress
 from discovery_deploy.model import Experiment, Strict
+from discovery_deploy.names import is_name
 from discovery_deploy.references import Mistake, Place
 from discovery_deploy.sources import Resolver, SourcesError
-from discovery_deploy.workspace import Workspace, results_directory, write_file
+from discovery_deploy.workspace import Workspace, is_workspace, results_directory, write_file
 
 COPY = "experiment.yaml"
 """The workspace keeps the experiment file as it was at the last run."""
@@ -80,7 +81,7 @@ def workspace_of(opened: Opened, chosen: Path | None) -> Workspace:
     """
     workspace = Workspace(chosen or results_directory() / opened.experiment.name)
     marker = workspace.path / "name"
-    if marker.exists() and (name := marker.read_text().strip()) != opened.experiment.name:
+    if marker.exists() and (name := workspace.name) != opened.experiment.name:
         raise StateError(
             f"{workspace.path}: is the workspace of experiment {name!r}, not {opened.experiment.name!r}",
             "Choose another folder with --workspace.",
@@ -100,9 +101,14 @@ def find_workspace(named: str | None) -> Workspace:
     Raises:
         StateError: there is none, or more than one.
     """
-    if named is not None and Path(named).is_file():
+    if named is not None and is_file(named):
         return workspace_of(open_experiment(Path(named)), None)
     return workspaces.find_workspace(named)
+
+
+def is_file(named: str) -> bool:
+    """Whether what a person names is an experiment file; an experiment of that name in ./results comes first."""
+    return Path(named).is_file() and not (is_name(named) and is_workspace(results_directory() / named))
 
 
 def experiment_of_workspace(workspace: Workspace) -> Opened:

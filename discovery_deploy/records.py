@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import model_validator
 
 from discovery_deploy.model import Scenario, Strict
+from discovery_deploy.strict import HostName, Name, RunId
 from discovery_deploy.wan import WanReport
 
 
@@ -120,7 +121,7 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
 class RunRecord(Strict):
     """One run: scenario x setting x repetition."""
 
-    id: str
+    id: RunId
     """Stable text from scenario, setting and repetition: it names the run's folder."""
     fingerprint: str = ""
     """Hash of everything the run depended on: of what was asked, and of the content of the hosts' image."""
@@ -152,7 +153,7 @@ class RunRecord(Strict):
     wan_after: WanReport | None
     code: dict[str, HostCode] = {}
     """Host -> what was proved after the run about the code of its services."""
-    files: dict[str, str] = {}
+    files: dict[Name, Name] = {}
     """Bench site -> folder (relative to the record) with rally.json, rally.html and rally.log of that site."""
 
     def answers(self, asked: str) -> bool:
@@ -186,8 +187,8 @@ class RouterFacts(Strict):
 class HostFacts(Strict):
     """Provenance of one host, collected from it."""
 
-    name: str
-    site: str
+    name: HostName
+    site: Name
     os: str
     kernel: str
     cpu: str

@@ -17,7 +17,16 @@ from pathlib import Path
 
 from discovery_deploy.data import data_directory
 from discovery_deploy.errors import TestbedError
-from discovery_deploy.image import Progress, base_image, contained, digest, image_hash, made_once, run_logged
+from discovery_deploy.image import (
+    Progress,
+    base_image,
+    contained,
+    digest,
+    image_hash,
+    made_once,
+    private_folder,
+    run_logged,
+)
 from discovery_deploy.model import Strict
 from discovery_deploy.seed import Content, seed_script
 
@@ -305,8 +314,7 @@ def build_inside(
     environment |= {"PREFIX": str(HOST_DIRECTORY / name), "HOME": "/root", **variables}
     if certificates is not None:
         environment["SSL_CERT_FILE"] = CERTIFICATES
-    logs = cache / "logs"
-    logs.mkdir(exist_ok=True)
+    logs = private_folder(cache / "logs")
     work = image.parent / f".{name}.work"
     work.mkdir(exist_ok=True)
     text = sandbox_script(image, work.name, inside, certificates, script)

@@ -6,12 +6,16 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
+from discovery_deploy import names
+from discovery_deploy.errors import StateError
 from discovery_deploy.references import each_once
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z]([a-z0-9-]{0,18}[a-z0-9])?$")]
+Name = Annotated[str, StringConstraints(pattern=f"^{names.NAME}$")]
 """Lower case, digits and dashes, at most 20 characters: it becomes part of host names."""
-HostName = Annotated[str, StringConstraints(pattern=r"^[a-z]([a-z0-9-]{0,22}[a-z0-9])?$")]
+HostName = Annotated[str, StringConstraints(pattern=f"^{names.HOST_NAME}$")]
 """As `Name`, at most 24 characters, so that `<site>-1` is one for every site."""
+RunId = Annotated[str, StringConstraints(pattern=f"^{names.RUN_ID}$")]
+"""It names a run's folder."""
 Count = Annotated[int, Field(strict=True)]
 """A whole number; a text, a truth value or 2.0 is not one."""
 
@@ -24,3 +28,18 @@ class Strict(BaseModel):
 
 Once = AfterValidator(each_once)
 """Refuses a list that holds an item twice."""
+
+
+def experiment_name(text: str, where: str = "the name of the experiment") -> str:
+    """The text itself, where it becomes a part of a path. Raises StateError when it is not a `Name`.
+
+    Args:
+        text: what is to be the name of an experiment.
+        where: what it was read from.
+    """
+    if not names.is_name(text):
+        raise StateError(
+            f"{where}: {text[:60]!r} is not a name of an experiment",
+            "Names have lower case letters, digits and dashes, at most 20; see `discovery-deploy status`.",
+        )
+    return text

@@ -6,8 +6,8 @@ Whatever is done is written down before and after, so that a driver that dies is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +42,13 @@ from discovery_deploy.phases import (
     wanted_hashes,
 )
 from discovery_deploy.progress import Announcer
-from discovery_deploy.providers import provider_named
+from discovery_deploy.providers import name_held, provider_named
 from discovery_deploy.providers.base import Lease, ProviderInterface
 from discovery_deploy.records import HostCode, Software
 from discovery_deploy.remote import Remote, remove_control_sockets, side_by_side, write_ssh_config
 from discovery_deploy.wan import WanReport
 from discovery_deploy.wan_verdict import summary
-from discovery_deploy.workspace import Workspace, now, write_file
+from discovery_deploy.workspace import Workspace, is_workspace, now, same_folder, write_file
 
 SOFTWARE = "software.json"
 """What hosts were sent."""
@@ -168,8 +168,11 @@ class Testbed:
             first: Phase = "reserve" if nesting.hosts_are_containers(setting.experiment) else "deploy"
             stale = max(stale, PHASES[PHASES.index(first) : PHASES.index(until) + 1], key=len)
         if (not stale or stale[0] != "reserve") and not self._checked_alive:
-            if self._strangers():
+            if self._stranger() is not None:
                 self.announce.line("the hosts were reserved from another workspace; all is done again")
+                return PHASES[: PHASES.index(until) + 1]
+            if readable_lease(self.workspace) is None:
+                self.announce.line("lease.json is lost or damaged: the hosts are reserved again")
                 return PHASES[: PHASES.index(until) + 1]
             dead = self._dead_hosts()
             if dead:
@@ -193,27 +196,36 @@ class Testbed:
         names = [host.name for host in lease.hosts]
         return [name for name, well in zip(names, side_by_side(self.remote.answers, names), strict=True) if not well]
 
-    def _strangers(self) -> bool:
-        """Whether the experiment's hosts are another workspace's that is lost, or that we may take them from.
+    def _stranger(self) -> Path | None:
+        """Another workspace that has the experiment's hosts: it is lost, or we may take them. None when none has.
 
         Raises:
-            StateError: they are another workspace's, which is there, and it was not said to take them over; or a
-                driver works in it at this moment.
+            StateError: it is there, and it was not said to take them over.
         """
         name = self.experiment.name
         holder = self.provider.holder(name)
-        if holder is None or holder == self.workspace.path:
-            return False
-        if not (holder / "name").exists():
-            return True
-        if not self.take_over:
+        if holder is None or same_folder(holder, self.workspace.path):
+            return None
+        if is_workspace(holder) and not self.take_over:
             raise StateError(
                 f"experiment {name}'s hosts were reserved from {holder}",
                 f"Release them (`discovery-deploy release {holder}`), or `run` or `reserve` with --take-over.",
             )
-        with Workspace(holder).lock():
-            self.workspace.note("hosts taken over", workspace=str(holder))
-        return True
+        return holder
+
+    @contextmanager
+    def _name_taken(self) -> Iterator[bool]:
+        """Reserve under the experiment's name, alone; whether the hosts are another workspace's, which is locked.
+
+        Raises:
+            StateError: as `_stranger`; another driver reserves them at this moment, or works in that workspace.
+        """
+        with name_held(self.experiment.name, wait_s=5), ExitStack() as held:
+            stranger = self._stranger()
+            if stranger is not None and is_workspace(stranger):
+                held.enter_context(Workspace(stranger).lock())
+                self.workspace.note("hosts taken over", workspace=str(stranger))
+            yield stranger is not None
 
     def bring_to(self, setting: Setting, until: Phase = "verify") -> WanReport | None:
         """Execute the stale phases up to `until`, in order.
@@ -255,14 +267,21 @@ class Testbed:
     def _reserve(self, experiment: Experiment) -> str:
         base = self._image(experiment)
         key = self.workspace.public_key()
-        before = self.workspace.load("lease.json", Lease)
+        with self._name_taken() as strangers:
+            lease = self._lease_from_provider(experiment, key, base, strangers)
+        self._checked_alive = True
+        return f"{len(lease.hosts)} hosts at {len(experiment.sites)} sites, WAN router: {lease.router}"
+
+    def _lease_from_provider(self, experiment: Experiment, key: str, base: Path, strangers: bool) -> Lease:
+        """Hosts, written down with what is known to be on them."""
+        before = readable_lease(self.workspace)
         other = experiment.provider.type == "local" and self._image_is_other(experiment)
         if before is not None and (other or before.provider != experiment.provider.type):
             why = "of the image as it was" if other else f"of provider {before.provider}"
             self.announce.line(f"the hosts that are there are {why}: they are given back")
             provider_named(before.provider).release(experiment.name, self.announce.line)
             before = None
-        found = self._strangers() or (before is None and experiment.name in self.provider.experiments())
+        found = strangers or (before is None and experiment.name in self.provider.experiments())
         if before is not None and self.workspace.ssh_config.exists():  # hosts may go, or be made anew behind a name
             self.remote.close(host.name for host in before.hosts)
         lease = self.provider.reserve(experiment, key, base, self.announce.line, self.workspace.path)
@@ -273,8 +292,7 @@ class Testbed:
             self._keep(self.state.model_copy(update={"deployed": None}))
         self._keep_image(base)
         write_ssh_config(self.workspace, lease, before)
-        self._checked_alive = True
-        return f"{len(lease.hosts)} hosts at {len(experiment.sites)} sites, WAN router: {lease.router}"
+        return lease
 
     def _image(self, experiment: Experiment) -> Path:
         """The tree that hosts are made of; where they are no containers, the one in which environments are built."""
@@ -415,7 +433,8 @@ class Testbed:
 
     def release(self) -> None:
         """Give all back, from any state; results, report, logs and journal stay."""
-        release(self.experiment.name, self.provider, self.announce, self.workspace)
+        with name_held(self.experiment.name, wait_s=20):
+            release(self.experiment.name, [self.provider], self.announce, [self.workspace], self.workspace.path)
 
 
 def readable_lease(workspace: Workspace) -> Lease | None:
@@ -426,20 +445,36 @@ def readable_lease(workspace: Workspace) -> Lease | None:
         return None
 
 
-def release(name: str, provider: ProviderInterface, announce: Announcer, workspace: Workspace | None = None) -> None:
-    """Give back everything of an experiment, found by its name, with or without its workspace."""
+def release(
+    name: str,
+    providers: Sequence[ProviderInterface],
+    announce: Announcer,
+    workspaces: Sequence[Workspace] = (),
+    asked: Path | None = None,
+) -> None:
+    """Give back everything of an experiment, found by its name.
+
+    Args:
+        name: of the experiment; held by the caller.
+        providers: all that may hold something of it.
+        announce: told what is being done.
+        workspaces: those whose hosts these are, locked by the caller; they forget them.
+        asked: the one that was named, if any: another one that holds the hosts is told.
+    """
     announce.phase("release", name)
-    holder = provider.holder(name)
-    if holder is not None and (workspace is None or holder != workspace.path):
-        announce.line(f"its hosts were reserved from {holder}")
     started = time.monotonic()
-    lease = readable_lease(workspace) if workspace is not None else None
-    if lease is not None and workspace is not None and workspace.ssh_config.exists():
-        Remote(workspace.ssh_config).close(host.name for host in lease.hosts)
-    provider.release(name, announce.line)
-    here = workspace.path if workspace is not None else None
-    remove_control_sockets(path for path in {holder, here} if path is not None)
-    if workspace is not None:
+    holders = {holder for provider in providers if (holder := provider.holder(name)) is not None}
+    for holder in sorted(holders - {asked}):
+        announce.line(f"its hosts were reserved from {holder}")
+    for workspace in workspaces:
+        lease = readable_lease(workspace)
+        if lease is not None and workspace.ssh_config.exists():
+            Remote(workspace.ssh_config).close(host.name for host in lease.hosts)
+    for provider in providers:
+        provider.release(name, announce.line)
+    remove_control_sockets(holders | {workspace.path for workspace in workspaces})
+    for workspace in workspaces:
         workspace.remove_lease()
-        workspace.note("released")
+        with suppress(StateError):  # all is given back, and the disk is full
+            workspace.note("released")
     announce.done("release", round(time.monotonic() - started, 3))

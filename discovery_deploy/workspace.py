@@ -9,11 +9,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,8 +23,23 @@ from pydantic import ValidationError
 
 from discovery_deploy.errors import StateError
 from discovery_deploy.model import Strict
+from discovery_deploy.names import is_name
+from discovery_deploy.strict import experiment_name
 
 Model = TypeVar("Model", bound=Strict)
+
+OF_THE_HOSTS = (
+    "state.json",
+    "lease.json",
+    "shapes.json",
+    "base_rtts.json",
+    "environments.json",
+    "secrets.json",
+    "ssh_config",
+    "id",
+    "id.pub",
+)
+"""Files that make sense with the hosts alone, in the order in which they go: a state without its hosts is no state."""
 
 
 def now() -> str:
@@ -61,8 +77,24 @@ def results_directory() -> Path:
     return Path(os.environ.get("DISCOVERY_DEPLOY_RESULTS", "results"))
 
 
+def is_workspace(path: Path) -> bool:
+    """Whether a folder is an experiment's workspace, as far as we may look."""
+    with suppress(OSError, ValueError):
+        return (path / "name").exists()
+    return False
+
+
+def same_folder(one: Path, other: Path) -> bool:
+    """Whether two paths are the same folder, whatever links lead there."""
+    with suppress(OSError):
+        return one == other or one.samefile(other)
+    return False
+
+
 def find_workspace(named: str | None) -> Workspace:
     """The workspace of a folder, or of an experiment's name in the results directory, or the only one there.
+
+    What could be both is the name of an experiment first: `./NAME` is always the folder.
 
     Raises:
         StateError: there is none, or more than one.
@@ -76,13 +108,38 @@ def find_workspace(named: str | None) -> Workspace:
             f"{results_directory()}: which experiment? there are: {which}",
             "Name it with --experiment NAME, or give its workspace folder or file.",
         )
-    for path in (Path(named), results_directory() / named):
-        if (path / "name").exists():
+    places = [results_directory() / named] if is_name(named) else []
+    for path in (*places, *([Path(named)] if named else [])):
+        if is_workspace(path):
             return Workspace(path)
     raise StateError(
         f"{named}: neither an experiment file, nor a workspace, nor an experiment in {results_directory()}",
         "Look with `discovery-deploy status`, or give the workspace folder.",
     )
+
+
+def _advice_for(name: str) -> str:
+    """What to do about a file of a workspace that cannot be read."""
+    if name in OF_THE_HOSTS:
+        return "Release the experiment (`discovery-deploy release NAME`): it removes this file too; then run again."
+    if name.startswith("runs/"):
+        return "Move the folder of this run away: then the run is done again."
+    return "Remove this file: the next `run` goes on without it, and asks or tries again what it told."
+
+
+def _ssh_keygen(*arguments: str) -> str:
+    """What ssh-keygen prints. Raises StateError."""
+    try:
+        done = subprocess.run(
+            ["ssh-keygen", *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+        )
+    except FileNotFoundError:
+        raise StateError("ssh-keygen is not installed", "apt-get install -y openssh-client") from None
+    if done.returncode:
+        raise StateError(
+            f"{arguments[-1]}: ssh-keygen failed: {done.stderr.strip()}", "Look at the disk (`df`), then run again."
+        )
+    return done.stdout
 
 
 def _holder(lock: Path) -> str:
@@ -103,9 +160,33 @@ class Workspace:
         self.path = path.absolute()
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._refuse_others()
             (self.path / "logs").mkdir(exist_ok=True, mode=0o700)
         except OSError as error:
             raise StateError(f"{self.path}: {error.strerror}", "Choose another folder with --workspace.") from error
+
+    def _refuse_others(self) -> None:
+        """Raises StateError when others may write here: what is in a workspace decides which commands are run."""
+        found, own = self.path.stat(), os.geteuid()
+        if found.st_uid != own or found.st_mode & 0o022:
+            place = shlex.quote(str(self.path))
+            raise StateError(
+                f"{self.path}: others may write there (its owner is user {found.st_uid}, its mode "
+                f"{found.st_mode & 0o777:o}), and what is in a workspace is run by whoever uses it (user {own})",
+                f"When you trust all that is in it: `chown -R {own} {place} && chmod -R go-w {place}`.",
+            )
+
+    @property
+    def name(self) -> str:
+        """Name of its experiment. Raises StateError: it cannot be read, or is none."""
+        file = self.path / "name"
+        try:
+            text = file.read_text(encoding="utf-8").strip()
+        except (OSError, ValueError) as error:
+            raise StateError(
+                f"{file}: not readable ({type(error).__name__})", "Write the experiment's name into it."
+            ) from error
+        return experiment_name(text, str(file))
 
     @property
     def logs(self) -> Path:
@@ -154,18 +235,30 @@ class Workspace:
                     f"{self.path}: another discovery-deploy works on this experiment ({_holder(path)})",
                     "Wait until it ends, or end it; what it had done is kept.",
                 ) from None
-            write_file(self.path / "holder", f"pid {os.getpid()}, since {now()}\n")
+            with suppress(StateError):  # on a full disk it must be possible to release
+                write_file(self.path / "holder", f"pid {os.getpid()}, since {now()}\n")
             yield
             (self.path / "holder").unlink(missing_ok=True)
 
     def public_key(self) -> str:
-        """The experiment's public key, made at the first call. Raises StateError."""
-        if not self.key.exists():
-            command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "discovery-deploy", "-f", str(self.key)]
-            done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-            if done.returncode:
-                raise StateError(f"{self.key}: ssh-keygen failed: {done.stderr.strip()}", "Install openssh-client.")
-        return self.key.with_suffix(".pub").read_text(encoding="utf-8").strip()
+        """The experiment's public key, made at the first call, and again when it is not whole. Raises StateError."""
+        public = self.key.with_suffix(".pub")
+        if not self._is_key_whole():
+            new = self.path / ".id.new"
+            for path in (new, new.with_suffix(".new.pub"), self.key, public):
+                path.unlink(missing_ok=True)
+            _ssh_keygen("-q", "-t", "ed25519", "-N", "", "-C", "discovery-deploy", "-f", str(new))
+            new.with_suffix(".new.pub").replace(public)
+            new.replace(self.key)
+        return public.read_text(encoding="utf-8").strip()
+
+    def _is_key_whole(self) -> bool:
+        """Whether both halves of the key are there and belong together."""
+        try:
+            told = self.key.with_suffix(".pub").read_text(encoding="utf-8").split()[:2]
+            return self.key.exists() and _ssh_keygen("-y", "-P", "", "-f", str(self.key)).split()[:2] == told != []
+        except (OSError, ValueError, StateError):
+            return False
 
     def save(self, name: str, value: Strict, mode: int = 0o644) -> None:
         """Write a model as `name` (JSON)."""
@@ -181,7 +274,7 @@ class Workspace:
         except (ValidationError, ValueError, OSError) as error:
             raise StateError(
                 f"{path}: not readable ({type(error).__name__}): damaged, or from another version",
-                "Release the experiment (`discovery-deploy release NAME`) - it removes this file too - and run again.",
+                _advice_for(name),
             ) from error
 
     def note(self, event: str, **details: Any) -> None:
@@ -198,17 +291,7 @@ class Workspace:
 
     def remove_lease(self) -> None:
         """Forget hosts, deployment and what only made sense with them; results, report and journal stay."""
-        for name in (
-            "lease.json",
-            "state.json",
-            "shapes.json",
-            "base_rtts.json",
-            "environments.json",
-            "secrets.json",
-            "ssh_config",
-            "id",
-            "id.pub",
-        ):
+        for name in OF_THE_HOSTS:
             (self.path / name).unlink(missing_ok=True)
         for path in [self.path / "clouds.yaml", *self.path.glob("openrc-*")]:
             path.unlink(missing_ok=True)

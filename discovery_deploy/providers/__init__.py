@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 
-from discovery_deploy import stack
-from discovery_deploy.errors import ExperimentError
+from discovery_deploy import machine, stack
+from discovery_deploy.errors import ExperimentError, StateError
+from discovery_deploy.machine import MachineError
 from discovery_deploy.providers.base import ProviderInterface
 from discovery_deploy.providers.g5k import G5kProvider
-from discovery_deploy.providers.local import LocalProvider
+from discovery_deploy.providers.local import LocalProvider, state_directory
 from discovery_deploy.providers.static import StaticProvider
 from discovery_deploy.providers.vagrant import VagrantProvider
+from discovery_deploy.strict import experiment_name
 
 
 def _local() -> ProviderInterface:
@@ -46,6 +51,9 @@ PROVIDERS: dict[str, Callable[[], ProviderInterface]] = {
 }
 """Type of a provider, as in experiment files -> what makes it."""
 
+NAMES_HELD = Path("/run/discovery-deploy-names")
+"""A directory for each experiment that is being reserved or released, which is locked: not on the disk of its hosts."""
+
 
 def provider_named(name: str) -> ProviderInterface:
     """The provider of a name. Raises ExperimentError when there is none."""
@@ -54,7 +62,34 @@ def provider_named(name: str) -> ProviderInterface:
     return PROVIDERS[name]()
 
 
-def holding(experiment_name: str) -> dict[str, ProviderInterface]:
-    """Type -> provider, of those where an experiment holds something."""
+def holding(experiment: str) -> dict[str, ProviderInterface]:
+    """Type -> provider, of those where an experiment of this name holds something."""
     made = {name: make() for name, make in PROVIDERS.items()}
-    return {name: provider for name, provider in made.items() if experiment_name in provider.experiments()}
+    return {name: provider for name, provider in made.items() if experiment in provider.experiments()}
+
+
+@contextmanager
+def name_held(experiment: str, wait_s: float) -> Iterator[None]:
+    """Hold the name of an experiment: no other driver of this state directory reserves or releases it meanwhile.
+
+    Raises:
+        StateError: another one does, for longer than `wait_s` seconds.
+    """
+    own = hashlib.sha256(str(state_directory()).encode()).hexdigest()[:8]
+    directory = NAMES_HELD / f"{own}-{experiment_name(experiment)}"
+    with ExitStack() as held:
+        try:
+            held.enter_context(machine.hold(directory, wait_s))
+        except MachineError as error:
+            raise StateError(
+                f"{experiment}: another discovery-deploy reserves or releases it at this moment: {error.what}",
+                "Wait until it has ended, then look with `discovery-deploy status`.",
+            ) from error
+        except OSError as error:
+            raise StateError(f"{error.filename or directory}: {error.strerror}", "Run as root.") from error
+        try:
+            yield
+        finally:
+            for place in (directory, NAMES_HELD):
+                with suppress(OSError):  # others hold theirs
+                    place.rmdir()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from discovery_deploy.model import Experiment, Role, Strict
+from discovery_deploy.strict import HostName, Name, experiment_name
 
 Progress = Callable[[str], None]
 """Takes one short line for the person who waits."""
@@ -20,9 +21,14 @@ def noted_holder(folder: Path) -> Path | None:
     """The workspace that a provider's folder of an experiment names; None when it names none, or cannot be read."""
     try:
         text = (folder / HOLDER).read_text(encoding="utf-8").strip()
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
+    except (OSError, ValueError):  # not there, or damaged: a release must not need it
         return None
-    return Path(text) if text else None
+    return Path(text) if text.startswith("/") and "\0" not in text else None
+
+
+def folder_of(state: Path, name: str) -> Path:
+    """A provider's folder of an experiment. Raises StateError when the name is none: it would be another's."""
+    return state / experiment_name(name)
 
 
 class Lack(Strict):
@@ -36,8 +42,8 @@ class Lack(Strict):
 class LeasedHost(Strict):
     """A host that is ours until release."""
 
-    name: str
-    site: str
+    name: HostName
+    site: Name
     roles: tuple[Role, ...]
     management_address: str
     """Where the driver reaches it by ssh; never shaped."""
@@ -53,7 +59,7 @@ class Lease(Strict):
     """Hosts that were obtained; plain data, kept in the workspace."""
 
     provider: str
-    experiment: str
+    experiment: Name
     hosts: tuple[LeasedHost, ...]
     site_subnets: dict[str, str]
     """Site -> CIDR of its network; empty where hosts shape the WAN."""

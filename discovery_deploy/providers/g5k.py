@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import getpass
 import os
-import shutil
 import socket
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ from discovery_deploy.errors import TestbedError
 from discovery_deploy.g5k_request import Job, MachineFacts, Pool
 from discovery_deploy.machine import MachineError
 from discovery_deploy.model import Experiment, Strict
-from discovery_deploy.providers.base import HOLDER, Lack, Lease, LeasedHost, Progress, noted_holder
+from discovery_deploy.names import is_name
+from discovery_deploy.providers.base import HOLDER, Lack, Lease, LeasedHost, Progress, folder_of, noted_holder
 from discovery_deploy.providers.local import state_directory
 from discovery_deploy.workspace import write_file
 
@@ -40,9 +40,6 @@ GRANTED_S = 30.0
 """How long we look whether more walltime is granted."""
 TRIED_S = 30.0
 """How long what is only good to know may take."""
-
-LOOKING = ("cores", "find")
-"""Verbs of EnOSlib that change nothing."""
 
 _NEEDED = {"ssh": "openssh-client", "setpriv": "util-linux"}
 
@@ -100,7 +97,7 @@ class G5kProvider:
         asked = g5k_request.pools(experiment)
         try:
             with _as_testbed_error(experiment.name):
-                cores = self._ask(experiment.name, "cores", {"sites": _sites(asked)}, _quiet, TRIED_S)
+                cores = self._ask("", "cores", {"sites": _sites(asked)}, _quiet, TRIED_S)
         except TestbedError as error:
             return g5k_request.request_text(experiment, {}, error.what.splitlines()[0], g5k_request.paris_time())
         return g5k_request.request_text(experiment, cores, now=g5k_request.paris_time())
@@ -115,11 +112,12 @@ class G5kProvider:
         name, asked = experiment.name, g5k_request.pools(experiment)
         if workspace is not None:
             self.logs[name] = workspace / "logs" / "enoslib.log"
-        with _as_testbed_error(name), machine.hold(self.records / name, wait_s=60):
+        directory = folder_of(self.records, name)
+        with _as_testbed_error(name), machine.hold(directory, wait_s=60, own=True):
             try:
                 before = self._fitting(name, asked, progress)
             except TestbedError:
-                if not (self.records / name / RECORD).exists():
+                if not (directory / RECORD).exists():
                     self._forget(name)
                 raise
             keys = self._write_record(experiment, public_key, asked, workspace)
@@ -147,7 +145,7 @@ class G5kProvider:
         self, experiment: Experiment, public_key: str, asked: tuple[Pool, ...], workspace: Path | None
     ) -> Path:
         """Write down what will be asked, before it is; the file with the keys."""
-        directory = self.records / experiment.name
+        directory = folder_of(self.records, experiment.name)
         write_file(directory / RECORD, Asked(pools=asked).model_dump_json(indent=1) + "\n")
         if workspace is not None:
             write_file(directory / HOLDER, f"{workspace}\n")
@@ -186,10 +184,10 @@ class G5kProvider:
 
     def release(self, experiment_name: str, progress: Progress) -> None:
         """Delete the experiment's jobs at all sites and see them gone; then forget them."""
-        directory = self.records / experiment_name
-        known = directory.is_dir()
+        directory = folder_of(self.records, experiment_name)
+        known = (directory / RECORD).exists()
         progress(f"giving back {experiment_name}'s machines of Grid'5000")
-        with _as_testbed_error(experiment_name), machine.hold(directory, wait_s=60):
+        with _as_testbed_error(experiment_name), machine.hold(directory, wait_s=60, own=True):
             try:
                 gone = self._release_jobs(experiment_name, self._asked_sites(experiment_name), progress)
                 progress(f"gone: {', '.join(f'job {uid}' for uid in gone) or 'there was no job'}")
@@ -200,22 +198,22 @@ class G5kProvider:
 
     def holder(self, experiment_name: str) -> Path | None:
         """The workspace from which an experiment's machines were last reserved, or None."""
-        return noted_holder(self.records / experiment_name)
+        return noted_holder(folder_of(self.records, experiment_name))
 
     def experiments(self) -> list[str]:
         """Names of experiments with a record here, or with a job.
 
         The API is asked when this machine has an account and EnOSlib; that it does not answer is no failure here.
         """
-        names = {entry.name for entry in machine.entries(self.records) if entry.is_dir()}
+        names = {path.parent.name for path in self.records.glob(f"*/{RECORD}")}
         built = (self.cache / "tools" / enoslib_environment.environment_name()).is_dir()
         if built and (self.home / ACCOUNT).exists():
             try:
-                jobs = self._found({"prefix": g5k_request.PREFIX}, ".all", _quiet, TRIED_S)
+                jobs = self._found({"prefix": g5k_request.PREFIX}, "", _quiet, TRIED_S)
                 names |= {own for job in jobs if (own := g5k_request.experiment_of(job.name))}
             except TestbedError:
-                return sorted(names)
-        return sorted(names)
+                return sorted(filter(is_name, names))
+        return sorted(filter(is_name, names))
 
     def ends_at(self, lease: Lease) -> float | None:
         """When the first of a lease's jobs ends, in seconds since 1970; None when nobody knows."""
@@ -265,35 +263,24 @@ class G5kProvider:
     def _ask(
         self, name: str, verb: str, arguments: Mapping[str, Any], progress: Progress, limit_s: float | None = None
     ) -> Any:
-        """One verb of `enoslib_g5k`."""
+        """One verb of `enoslib_g5k`, asked in the experiment's record, or, where it has none, in a temporary folder.
+
+        What is asked of no experiment ("") is also asked by who holds no lock: never in a record.
+        """
         # Times without a zone are Paris's, for OAR and so for EnOSlib.
         variables = {"HOME": str(self.home), "TZ": "Europe/Paris", "USER": os.environ.get("USER") or getpass.getuser()}
-        with self._folder(name, verb) as directory:
-            enoslib = Enoslib(self.cache, directory, variables, self.logs.get(name))
-            return enoslib(f"g5k.{verb}", arguments, progress, limit_s)
-
-    @contextmanager
-    def _folder(self, name: str, verb: str) -> Iterator[Path]:
-        """Where EnOSlib works: in the experiment's record, or in a folder that goes afterwards.
-
-        To look at something needs no directory of this machine, and so not root.
-        """
-        directory = self.records / name
-        if directory.exists():
-            yield directory
-        elif verb in LOOKING:
-            with tempfile.TemporaryDirectory(prefix="discovery-deploy-") as scratch:
-                yield Path(scratch)
-        else:
-            try:
-                yield directory
-            finally:
-                if directory.exists():
-                    self._forget(name)
+        with ExitStack() as stack:
+            directory = folder_of(self.records, name) if name else None
+            if directory is None or not directory.is_dir():
+                directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="discovery-deploy-")))
+            return Enoslib(self.cache, directory, variables, self.logs.get(name))(
+                f"g5k.{verb}", arguments, progress, limit_s
+            )
 
     def _forget(self, name: str) -> None:
         """Remove the record of an experiment that has nothing any more."""
-        shutil.rmtree(self.records / name)
+        directory = folder_of(self.records, name)
+        machine.remove_own(directory, known=any((directory / part).exists() for part in (RECORD, KEYS, "enoslib.log")))
         with suppress(OSError):  # records of others are there
             self.records.rmdir()
             self.records.parent.rmdir()
@@ -315,7 +302,7 @@ class G5kProvider:
     def _asked_sites(self, name: str) -> list[str]:
         """Sites where an experiment may have a job, as far as this machine knows."""
         try:
-            return Asked.model_validate_json((self.records / name / RECORD).read_text(encoding="utf-8")).sites
+            return Asked.model_validate_json((folder_of(self.records, name) / RECORD).read_text(encoding="utf-8")).sites
         except (OSError, ValueError):
             return []
 

@@ -17,9 +17,10 @@ from typing import Any
 from discovery_deploy import cgroups, containers, machine, nspawn, site_networks, uml_kernel, wan_router
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.machine import MachineError, Plan
-from discovery_deploy.machine_plans import SLOTS, clear, free_slots, read_plan, replace, same_hosts, write_plan
+from discovery_deploy.machine_plans import SLOTS, clear, free_slots, read_plan, same_hosts, write_plan
 from discovery_deploy.model import Experiment
-from discovery_deploy.providers.base import HOLDER, Lack, Lease, LeasedHost, Progress, noted_holder
+from discovery_deploy.names import is_name
+from discovery_deploy.providers.base import HOLDER, Lack, Lease, LeasedHost, Progress, folder_of, noted_holder
 from discovery_deploy.wan_uml import RouterError, UmlRouter
 
 HOSTS_PER_SITE = 245
@@ -30,7 +31,7 @@ ENVIRONMENTS = "/opt/discovery-deploy"
 
 ROUTER = "WAN router"
 
-NOT_OURS = frozenset({"vagrant", "g5k", "static"})
+NOT_OURS = frozenset({"vagrant", "g5k", "static", "nested"})
 """Folders of the state directory where other providers keep theirs; no experiment of this one is called so."""
 
 _NEEDED = {"mmdebstrap": "mmdebstrap", "ssh": "openssh-client"}
@@ -162,7 +163,7 @@ class LocalProvider:
         if experiment.name in NOT_OURS:
             what = f'"{experiment.name}" is the folder of another provider in {self.state}'
             raise TestbedError(what, "Give the experiment another name.")
-        directory = self.state / experiment.name
+        directory = folder_of(self.state, experiment.name)
         problem = wan_router.directory_problem(directory)
         if problem:  # told before anything is made
             raise TestbedError(f"{experiment.name}: {problem}", f"Choose another one: {_CHOOSE_STATE}")
@@ -171,13 +172,13 @@ class LocalProvider:
             with machine.hold(self.state, wait_s=60):
                 plan = self._plan(experiment, public_key, image, progress)
                 if workspace is not None:
-                    replace(directory / HOLDER, f"{workspace}\n")
+                    machine.replace(directory / HOLDER, f"{workspace}\n")
             containers.up(plan, progress)
             return lease(experiment, plan, directory)
 
     def _plan(self, experiment: Experiment, public_key: str, image: Path, progress: Progress) -> Plan:
         """The experiment's plan, in the slot that it has already or in a free one; written to plan.json."""
-        directory = self.state / experiment.name
+        directory = folder_of(self.state, experiment.name)
         old = read_plan(directory)
 
         def planned(slot: int) -> Plan:
@@ -233,7 +234,7 @@ class LocalProvider:
         """Remove everything of an experiment from this machine, from any state, with or without its plan."""
         if experiment_name in NOT_OURS:
             return
-        directory = self.state / experiment_name
+        directory = folder_of(self.state, experiment_name)
         with _as_testbed_error(experiment_name):
             progress(f"removing {experiment_name} from this machine")
             clear(directory)
@@ -242,15 +243,14 @@ class LocalProvider:
 
     def holder(self, experiment_name: str) -> Path | None:
         """The workspace from which an experiment's hosts were last reserved; None when there are none, or unknown."""
-        return noted_holder(self.state / experiment_name)
+        return noted_holder(folder_of(self.state, experiment_name))
 
     def experiments(self) -> list[str]:
         """Names of experiments that have something on this machine."""
         names = {directory.name for directory in machine.claims().values() if directory.parent == self.state}
-        if self.state.is_dir():
-            # what begins with a point is a host's that another driver was given: this machine
-            names |= {entry.name for entry in self.state.iterdir() if entry.is_dir() and entry.name[0] != "."}
-        return sorted(names - NOT_OURS)
+        # what has no name of an experiment is not ours, or a host's that another driver was given: this machine
+        names |= {entry.name for entry in machine.entries(self.state) if entry.is_dir()}
+        return sorted(name for name in names - NOT_OURS if is_name(name))
 
 
 def lease(experiment: Experiment, plan: Plan, directory: Path) -> Lease:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +21,9 @@ from discovery_deploy.data import data_directory
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.machine import MachineError
 from discovery_deploy.model import Experiment, Machine, Static, Strict
+from discovery_deploy.names import is_name
 from discovery_deploy.providers import static_ssh
-from discovery_deploy.providers.base import HOLDER, Lack, Lease, LeasedHost, Progress, noted_holder
+from discovery_deploy.providers.base import HOLDER, Lack, Lease, LeasedHost, Progress, folder_of, noted_holder
 from discovery_deploy.providers.local import state_directory
 from discovery_deploy.remote import SSH_FAILED, side_by_side
 from discovery_deploy.traces import traces
@@ -218,7 +218,7 @@ class StaticProvider:
                 kept = tuple(given for given, _ in failed)
                 self._keep(experiment_name, record.model_copy(update={"machines": kept}), None)
                 raise _together([error for _, error in failed], f"{directory / RECORD} keeps how they are reached.")
-            shutil.rmtree(directory)
+            _remove(directory)
 
     def holder(self, experiment_name: str) -> Path | None:
         """The workspace from which an experiment's hosts were last reserved; None when there are none, or unknown."""
@@ -226,22 +226,22 @@ class StaticProvider:
 
     def experiments(self) -> list[str]:
         """Names of the experiments that hold machines, as far as this machine knows."""
-        return sorted(path.parent.name for path in self.state.glob(f"*/{RECORD}"))
+        return sorted(filter(is_name, (path.parent.name for path in self.state.glob(f"*/{RECORD}"))))
 
     def _directory(self, experiment_name: str) -> Path:
-        return self.state / experiment_name
+        return folder_of(self.state, experiment_name)
 
     @contextmanager
     def _held(self, experiment_name: str) -> Iterator[None]:
         """The experiment's folder for this process alone; it goes when nothing came to be in it."""
         directory = self._directory(experiment_name)
         try:
-            with machine.hold(directory):
+            with machine.hold(directory, own=True):
                 try:
                     yield
                 finally:
                     if directory.is_dir() and not (directory / RECORD).exists():
-                        shutil.rmtree(directory)
+                        _remove(directory)
         except MachineError as error:
             raise TestbedError(f"{experiment_name}: {error.what}", error.advice) from error
         finally:
@@ -265,6 +265,10 @@ class StaticProvider:
         if workspace is not None:
             write_file(directory / HOLDER, f"{workspace}\n", 0o600)
         write_file(directory / RECORD, record.model_dump_json(indent=1) + "\n", 0o600)
+
+
+def _remove(directory: Path) -> None:
+    machine.remove_own(directory, known=any((directory / name).exists() for name in (RECORD, "known_hosts")))
 
 
 def _complete(given: Machine) -> Machine:

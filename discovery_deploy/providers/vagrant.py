@@ -23,8 +23,9 @@ from discovery_deploy.first_login import Entered, enter, way_in
 from discovery_deploy.hypervisor import BACKENDS, PACKAGES, Hypervisor, Libvirt
 from discovery_deploy.machine import MachineError
 from discovery_deploy.model import Experiment
+from discovery_deploy.names import is_name
 from discovery_deploy.provider_models import Vagrant
-from discovery_deploy.providers.base import HOLDER, Lack, Lease, LeasedHost, Progress, noted_holder
+from discovery_deploy.providers.base import HOLDER, Lack, Lease, LeasedHost, Progress, folder_of, noted_holder
 from discovery_deploy.providers.local import state_directory
 from discovery_deploy.remote import side_by_side
 from discovery_deploy.vagrant_plan import Request, Way
@@ -106,7 +107,7 @@ class VagrantProvider:
             raise TestbedError("\n".join(f"missing: {lack.what}" for lack in lacks), _commands(lacks))
         hypervisor = BACKENDS[provider.backend]()
         asked = self._request(experiment, provider, hypervisor, workspace, progress)
-        directory = self.state / experiment.name
+        directory = folder_of(self.state, experiment.name)
         addresses = vagrant_plan.addresses(asked.network, asked.machines)
         ways = read_ways(directory)
         if not self._all_well(hypervisor, asked, ways):
@@ -126,7 +127,7 @@ class VagrantProvider:
         progress: Progress,
     ) -> Request:
         """The experiment's request, written down; machines of another one are given back before."""
-        directory = self.state / experiment.name
+        directory = folder_of(self.state, experiment.name)
         count = sum(len(site.hosts) for site in experiment.sites)
         with _as_testbed_error(experiment.name), machine.hold(self.state, wait_s=60):
             old = read_request(directory)
@@ -140,10 +141,10 @@ class VagrantProvider:
             if old != asked and (old is not None or hypervisor.left(vagrant_plan.prefix(experiment.name))):
                 progress("the machines that are there are of another request: they are made anew")
                 self._destroy(experiment.name, progress)
-            directory.mkdir(parents=True, exist_ok=True)
-            _replace(directory / ASKED, asked.model_dump_json(indent=2) + "\n")
+            machine.make_own(directory, known=_is_known(directory))
+            machine.replace(directory / ASKED, asked.model_dump_json(indent=2) + "\n")
             if workspace is not None:
-                _replace(directory / HOLDER, f"{workspace}\n")
+                machine.replace(directory / HOLDER, f"{workspace}\n")
             return asked
 
     def _network(self, provider: Vagrant, hypervisor: Hypervisor) -> str:
@@ -167,7 +168,7 @@ class VagrantProvider:
 
     def _start(self, asked: Request, progress: Progress) -> dict[str, Way]:
         """Let EnOSlib start what does not run; machine -> how it is reached with Vagrant's key."""
-        directory = self.state / asked.experiment
+        directory = folder_of(self.state, asked.experiment)
         end_marked(f"{MARK}={directory}")
         (directory / WAYS).unlink(missing_ok=True)
         settings, version = self._libvirt(asked, progress), None
@@ -178,7 +179,7 @@ class VagrantProvider:
         arguments = {"configuration": vagrant_plan.configuration(asked, text), "log": str(directory / LOG)}
         answer = self._enoslib(asked.experiment, asked.backend)("vagrant.reserve", arguments, progress)
         ways = {way.name: way for way in map(Way.model_validate, answer)}
-        _replace(directory / WAYS, json.dumps([way.model_dump() for way in ways.values()], indent=2) + "\n")
+        machine.replace(directory / WAYS, json.dumps([way.model_dump() for way in ways.values()], indent=2) + "\n")
         return ways
 
     def _libvirt(self, asked: Request, progress: Progress) -> dict[str, str]:
@@ -196,11 +197,11 @@ class VagrantProvider:
             progress(f"machines are emulated, and slow: {found.why}")
             qemu = shutil.which(acceleration.EMULATOR) or acceleration.EMULATOR
             emulator.parent.mkdir(parents=True, exist_ok=True)
-            _replace(emulator, vagrant_plan.emulator_text(qemu), 0o755)
+            machine.replace(emulator, vagrant_plan.emulator_text(qemu), 0o755)
         return vagrant_plan.libvirt_settings(found.kvm, str(emulator), boot)
 
     def _enoslib(self, experiment_name: str, backend: str) -> Enoslib:
-        directory = self.state / experiment_name
+        directory = folder_of(self.state, experiment_name)
         # Vagrant names networks after the directory that it works in
         working = directory / vagrant_plan.prefix(experiment_name)
         variables = {"VAGRANT_DEFAULT_PROVIDER": backend, MARK: str(directory)}
@@ -227,10 +228,10 @@ class VagrantProvider:
     def release(self, experiment_name: str, progress: Progress) -> None:
         """Destroy all machines of an experiment, from any state, and see that none is left."""
         with _as_testbed_error(experiment_name):
+            directory = folder_of(self.state, experiment_name)
+            known = _is_known(directory)
             self._destroy(experiment_name, progress)
-            directory = self.state / experiment_name
-            if directory.exists():
-                machine.remove_tree(directory)
+            machine.remove_own(directory, known)
             for place in (self.state, self.state.parent):
                 with suppress(OSError):  # others are still there
                     place.rmdir()
@@ -241,7 +242,7 @@ class VagrantProvider:
         Raises:
             TestbedError: something is left.
         """
-        directory = self.state / experiment_name
+        directory = folder_of(self.state, experiment_name)
         end_marked(f"{MARK}={directory}")
         asked, before = read_request(directory), vagrant_plan.prefix(experiment_name)
         backends = [asked.backend] if asked else [name for name in BACKENDS if _there(name)]
@@ -261,15 +262,13 @@ class VagrantProvider:
             left = hypervisor.left(before)
             if left:
                 raise TestbedError(f"{experiment_name}: {backend} still has {', '.join(left)}", "Release again.")
-        working = directory / before
-        if working.exists():
-            machine.remove_tree(working)
+        machine.remove_own(directory / before, known=True)  # Vagrant's own, in ours
         for file in (ASKED, WAYS):
             (directory / file).unlink(missing_ok=True)
 
     def holder(self, experiment_name: str) -> Path | None:
         """The workspace from which an experiment's machines were last reserved."""
-        return noted_holder(self.state / experiment_name)
+        return noted_holder(folder_of(self.state, experiment_name))
 
     def experiments(self) -> list[str]:
         """Names of experiments with machines, or with something written down about them."""
@@ -277,10 +276,10 @@ class VagrantProvider:
         for backend in BACKENDS:
             if _there(backend):
                 names |= {name.split("_")[1] for name in BACKENDS[backend]().machines() if name.startswith("dd_")}
-        return sorted(names)
+        return sorted(filter(is_name, names))
 
     def _recorded(self) -> list[str]:
-        return [entry.name for entry in machine.entries(self.state) if entry.is_dir()]
+        return [entry.name for entry in machine.entries(self.state) if entry.is_dir() and is_name(entry.name)]
 
 
 def lease(
@@ -332,6 +331,11 @@ def marked(variable: str) -> list[int]:
             if variable.encode() in (place / "environ").read_bytes().split(b"\0") and int(place.name) != os.getpid():
                 found.append(int(place.name))
     return sorted(found)
+
+
+def _is_known(directory: Path) -> bool:
+    """Whether a directory is ours although it may lack our mark."""
+    return any((directory / name).exists() for name in (ASKED, WAYS, LOG, vagrant_plan.prefix(directory.name)))
 
 
 def read_request(directory: Path) -> Request | None:
@@ -389,10 +393,3 @@ def _backend_lacks(backend: str) -> list[Lack]:
 
 def _commands(lacks: list[Lack]) -> str:
     return "\n  ".join(["Run:", *dict.fromkeys(lack.command for lack in lacks)])
-
-
-def _replace(file: Path, text: str, mode: int = 0o644) -> None:
-    new = file.with_suffix(".new")
-    new.write_text(text, encoding="utf-8")
-    new.chmod(mode)
-    new.replace(file)

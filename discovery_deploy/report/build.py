@@ -154,6 +154,10 @@ def write(files: Mapping[str, bytes], directory: Path) -> Path:
     directory.mkdir(parents=True, exist_ok=True)
     for name, octets in files.items():
         temporary = directory / f".{name}.new"
-        temporary.write_bytes(octets)
-        temporary.replace(directory / name)
+        try:
+            temporary.write_bytes(octets)
+            temporary.replace(directory / name)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
     return directory / PAGE

@@ -76,6 +76,41 @@ def test_hosts_cannot_change_settings_of_the_machine_but_those_of_their_network(
     assert shared_bed.ssh(three, "paris-1", "chrt -f 40 echo real time") == "real time"
 
 
+TRIES = """\
+cd /opt/discovery-deploy
+for way in remount,rw,bind remount,rw remount,rw,lowerdir=/tmp; do
+  mount -o $way /opt/discovery-deploy
+  touch new; echo changed > lent; rm lent; mkdir folder
+done 2>&1 | grep -c 'Read-only file system'
+ls; cat lent
+"""
+
+
+def test_f16_a_host_cannot_write_into_the_cache_whatever_it_mounts(shared_bed: LocalBed, three: Lease) -> None:
+    (shared_bed.environments / "lent").write_text("as it was\n")
+    assert shared_bed.ssh(three, "paris-1", TRIES) == "12\nlent\nas it was"
+    later = shared_bed.environments / "later"  # an environment that is built while hosts run
+    later.mkdir()
+    (later / "file").write_text("seen\n")
+    assert shared_bed.ssh(three, "paris-1", "cat /opt/discovery-deploy/later/file") == "seen"
+    shared_bed.ssh(
+        three, "paris-1", "mount -t overlay o -o lowerdir=/opt/discovery-deploy,upperdir=/run,workdir=/run /mnt; true"
+    )
+    assert sorted(path.name for path in shared_bed.environments.rglob("*")) == ["file", "later", "lent"]
+    assert (shared_bed.environments / "lent").read_text() == "as it was\n"
+
+
+def test_f07_nobody_but_root_reaches_the_files_of_hosts(shared_bed: LocalBed, three: Lease) -> None:
+    shared_bed.ssh(three, "paris-1", "cp /bin/true /root/opened; chmod 4755 /root/opened; chmod 755 /root")
+    program = shared_bed.state / "three/hosts/paris-1/upper/root/opened"
+    assert program.stat().st_mode & 0o7777 == 0o4755
+    for parent in (shared_bed.state.parent, shared_bed.state):  # what pytest has made for itself
+        parent.chmod(0o755)
+    with pytest.raises(PermissionError):
+        subprocess.run([program], user=65534, group=65534, extra_groups=[], check=False)
+    assert "root" in shared_bed.ssh(three, "paris-1", "runuser -u nobody -- ls /").split()
+
+
 def test_reserving_again_touches_nothing(shared_bed: LocalBed, three: Lease) -> None:
     before = shared_bed.pids(three)
     assert shared_bed.reserve(THREE) == three

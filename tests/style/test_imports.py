@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "discovery_deploy"
 
 LAYERS = (
-    "__init__ data deployment_mistakes errors placement process_settings provider_mistakes references services units",
+    "__init__ data deployment_mistakes errors names placement process_settings provider_mistakes references services"
+    " units",
     "deployment model provider_models python_syntax source_model strict",
     "campaign campaign_mistakes config crossings documents egress enos_import enos_network enos_provider"
     " enos_reading enos_sites fields g5k_request inventory mistakes patch_series rally records report request_counts"
@@ -48,6 +49,7 @@ SHIPPED = frozenset(
         "installed_code",
         "machine",
         "machine_plans",
+        "names",
         "nested_machine",
         "nspawn",
         "probe",

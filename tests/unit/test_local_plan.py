@@ -12,7 +12,7 @@ import pytest
 from discovery_deploy import machine_plans, nspawn, site_networks
 from discovery_deploy.cgroups import Hierarchies, parse_hierarchies
 from discovery_deploy.errors import TestbedError
-from discovery_deploy.machine import Plan, own
+from discovery_deploy.machine import MachineError, Plan, own
 from discovery_deploy.model import Experiment
 from discovery_deploy.providers import local
 from discovery_deploy.providers.base import HOLDER
@@ -264,20 +264,28 @@ def test_a_hybrid_machine_shows_hosts_only_its_v2_hierarchy() -> None:
 
 def test_files_are_volatile_unless_the_plan_says_disk() -> None:
     def mount(upper: str) -> str:
-        (line,) = (
-            line for line in supervisor({**planned(1), "upper": upper}, False) if line.startswith("mount -t overlay")
-        )
+        lines = supervisor({**planned(1), "upper": upper}, False)
+        (line,) = (line for line in lines if line.startswith("mount -t overlay") and "upperdir" in line)
         return line
 
     assert ",volatile " in mount("volatile")
     assert "volatile" not in mount("disk")
 
 
-def test_paths_with_spaces_and_colons_reach_nspawn_whole() -> None:
-    plan = {**planned(1), "directory": "/state/a b", "binds": [{"source": "/x:y/ z", "target": "/opt"}]}
-    (line,) = (line for line in supervisor(plan, False) if "systemd-nspawn" in line)
+def test_paths_with_spaces_reach_nspawn_whole() -> None:
+    plan = {**planned(1), "directory": "/state/a b", "binds": [{"source": "/x/ z", "target": "/opt"}]}
+    lines = supervisor(plan, False)
+    (line,) = (line for line in lines if "systemd-nspawn" in line)
     assert "'--directory=/state/a b/hosts/s0-1/root'" in line
-    assert r"'--bind-ro=/x\:y/ z:/opt'" in line
+    assert "'--bind-ro=/state/a b/hosts/s0-1/binds/0:/opt'" in line
+    assert any("'ro,lowerdir=/x/ z:/state/a b/hosts/s0-1/binds/empty'" in line for line in lines)
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "-x", "a b", "$(id)"])
+def test_a_host_whose_name_is_none_has_no_folder(name: str) -> None:
+    plan = planned(1)
+    with pytest.raises(MachineError, match="is not a name of a host"):
+        nspawn.folder(plan, {**plan["hosts"][0], "name": name})
 
 
 HYBRID = """\

@@ -433,7 +433,7 @@ def test_all_that_runs_on_machines_is_brought() -> None:
     files = machine_calls.code_files()
     assert set(files) == {
         "discovery_deploy/__init__.py",
-        *(f"discovery_deploy/{name}.py" for name in ("cgroups", "containers", "machine", "machine_plans")),
+        *(f"discovery_deploy/{name}.py" for name in ("cgroups", "containers", "machine", "machine_plans", "names")),
         *(f"discovery_deploy/{name}.py" for name in ("nested_machine", "nspawn", "site_networks")),
         *(f"discovery_deploy/{name}.py" for name in ("tc_device", "wan_router", "wan_tunnels", "wan_uml")),
         "discovery_deploy/uml_kernel.py",

@@ -111,6 +111,7 @@ class Machines:
 def _no_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(image, "base_image", lambda cache, progress, variant="base": tmp_path)
     monkeypatch.setattr("discovery_deploy.remote.CONTROL_SOCKETS", tmp_path / "sockets")
+    monkeypatch.setenv("DISCOVERY_DEPLOY_STATE", str(tmp_path / "state"))
 
 
 def workspace(folder: Path) -> Workspace:
@@ -157,7 +158,7 @@ def test_hosts_of_a_lost_workspace_are_taken_without_a_word(tmp_path: Path) -> N
 def test_release_tells_whose_hosts_they_were(tmp_path: Path) -> None:
     machines, announcer = Machines(), Silence()
     machines.workspace = tmp_path / "first"
-    release("mine", machines, announcer)
+    release("mine", [machines], announcer)
     assert announcer.said[0] == f"its hosts were reserved from {tmp_path / 'first'}"
     assert machines.workspace is None
 
@@ -169,7 +170,7 @@ def test_release_removes_the_sockets_of_its_own_workspace_only(tmp_path: Path) -
     for folder in (mine, others):
         folder.mkdir(parents=True)
     (mine / "socket").touch()
-    release("mine", machines, Silence())
+    release("mine", [machines], Silence())
     assert not mine.exists()
     assert others.is_dir()
 

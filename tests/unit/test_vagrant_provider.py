@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping
@@ -175,7 +176,7 @@ def test_the_holder_is_known_until_release(bed: Bed, tmp_path: Path) -> None:
 def test_release_twice_and_without_any_record(bed: Bed) -> None:
     bed.release()
     bed.reserve(experiment())
-    machine.remove_tree(bed.provider.state)
+    shutil.rmtree(bed.provider.state)
     assert bed.provider.experiments() == ["paper"]
     bed.release()
     bed.release()
