@@ -11,8 +11,8 @@ from discovery_deploy.errors import ExperimentError, StateError, TestbedError
 from discovery_deploy.progress import Announcer
 from discovery_deploy.providers import holding, provider_named
 from discovery_deploy.providers.base import BookingProvider, Lease, ProviderInterface
+from discovery_deploy.releasing import readable_lease
 from discovery_deploy.strict import experiment_name
-from discovery_deploy.testbed import readable_lease
 from discovery_deploy.units import parse_duration
 
 

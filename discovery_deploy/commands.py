@@ -21,11 +21,11 @@ from discovery_deploy.progress import Announcer
 from discovery_deploy.providers import PROVIDERS, holding, name_held, provider_named
 from discovery_deploy.providers.base import Lease
 from discovery_deploy.records import RunRecord
+from discovery_deploy.releasing import readable_lease
+from discovery_deploy.releasing import release as release_experiment
 from discovery_deploy.remote import Remote
 from discovery_deploy.site_proxy import routed, socks_proxy
 from discovery_deploy.strict import experiment_name
-from discovery_deploy.testbed import readable_lease
-from discovery_deploy.testbed import release as release_experiment
 from discovery_deploy.workspace import Model, Workspace, is_workspace, results_directory, same_folder
 
 

@@ -6,8 +6,8 @@ Whatever is done is written down before and after, so that a driver that dies is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ from discovery_deploy.progress import Announcer
 from discovery_deploy.providers import name_held, provider_named
 from discovery_deploy.providers.base import Lease, ProviderInterface
 from discovery_deploy.records import HostCode, Software
-from discovery_deploy.remote import Remote, remove_control_sockets, side_by_side, write_ssh_config
+from discovery_deploy.releasing import readable_lease, release
+from discovery_deploy.remote import Remote, side_by_side, write_ssh_config
 from discovery_deploy.wan import WanReport
 from discovery_deploy.wan_verdict import summary
 from discovery_deploy.workspace import Workspace, is_workspace, now, same_folder, write_file
@@ -435,46 +436,3 @@ class Testbed:
         """Give all back, from any state; results, report, logs and journal stay."""
         with name_held(self.experiment.name, wait_s=20):
             release(self.experiment.name, [self.provider], self.announce, [self.workspace], self.workspace.path)
-
-
-def readable_lease(workspace: Workspace) -> Lease | None:
-    """The lease, or None when there is none that can be read: what is released needs no lease."""
-    try:
-        return workspace.load("lease.json", Lease)
-    except StateError:
-        return None
-
-
-def release(
-    name: str,
-    providers: Sequence[ProviderInterface],
-    announce: Announcer,
-    workspaces: Sequence[Workspace] = (),
-    asked: Path | None = None,
-) -> None:
-    """Give back everything of an experiment, found by its name.
-
-    Args:
-        name: of the experiment; held by the caller.
-        providers: all that may hold something of it.
-        announce: told what is being done.
-        workspaces: those whose hosts these are, locked by the caller; they forget them.
-        asked: the one that was named, if any: another one that holds the hosts is told.
-    """
-    announce.phase("release", name)
-    started = time.monotonic()
-    holders = {holder for provider in providers if (holder := provider.holder(name)) is not None}
-    for holder in sorted(holders - {asked}):
-        announce.line(f"its hosts were reserved from {holder}")
-    for workspace in workspaces:
-        lease = readable_lease(workspace)
-        if lease is not None and workspace.ssh_config.exists():
-            Remote(workspace.ssh_config).close(host.name for host in lease.hosts)
-    for provider in providers:
-        provider.release(name, announce.line)
-    remove_control_sockets(holders | {workspace.path for workspace in workspaces})
-    for workspace in workspaces:
-        workspace.remove_lease()
-        with suppress(StateError):  # all is given back, and the disk is full
-            workspace.note("released")
-    announce.done("release", round(time.monotonic() - started, 3))

@@ -31,6 +31,7 @@ LAYERS = (
     " site_networks site_proxy sources sql_capture stack tc_device trees uml_kernel wan_router wan_tunnels wan_uml"
     " working_copy workspace",
     "bookings box_commands builds cache commands count_acts doctor driver opening patch_commands phases progress"
+    " releasing"
     " smoke_acts testbed wan_acts",
     "__main__ cli",
 )

@@ -16,8 +16,9 @@ from discovery_deploy.errors import StateError
 from discovery_deploy.model import Experiment
 from discovery_deploy.phases import PHASES, State
 from discovery_deploy.providers.base import Lease, LeasedHost
+from discovery_deploy.releasing import release
 from discovery_deploy.remote import control_sockets
-from discovery_deploy.testbed import UNKNOWN, Testbed, release
+from discovery_deploy.testbed import UNKNOWN, Testbed
 from discovery_deploy.wan import WanReport
 from discovery_deploy.workspace import Workspace
 
