@@ -239,7 +239,7 @@ def test_the_quickstart_asks_from_a_site_that_does_not_hold_the_database() -> No
     assert experiment.bench_sites() != experiment.database_sites()
     assert [factor.path for factor in experiment.campaign.factors] == ["deployment.backend", "network.default.delay"]
     assert len(experiment.sites) == 3
-    assert all(20 <= scenario.times <= 30 for scenario in experiment.campaign.scenarios)
+    assert all(10 <= scenario.times <= 30 for scenario in experiment.campaign.scenarios)
 
 
 def test_a_new_experiment_has_its_name_and_passes_check() -> None:
