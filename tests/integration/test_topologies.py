@@ -26,6 +26,7 @@ from discovery_deploy.providers import provider_named
 from discovery_deploy.providers.base import Lease
 from discovery_deploy.rally import load_tasks, rally_task
 from discovery_deploy.remote import Remote, side_by_side
+from discovery_deploy.services import SERVICES
 from discovery_deploy.smoke import SmokeRecord
 from discovery_deploy.testbed import Testbed
 from discovery_deploy.variables import rally_command
@@ -62,7 +63,7 @@ def tool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tool]:
 
 @pytest.fixture(scope="module")
 def centralized(tool: Tool) -> Cloud:
-    """With one run of a campaign, from the site without control services."""
+    """With one run of a campaign, from the site without control services but Glance."""
     scenarios = [{"task": "nova/boot_and_delete_server", "times": 1}]
     return deployed(tool, "centralized", bench_site="rennes", scenarios=scenarios)
 
@@ -142,6 +143,39 @@ def test_every_task_of_nova_neutron_and_glance_succeeds(tool: Tool, centralized:
 
 def test_centralized_serves_every_site(centralized: Cloud) -> None:
     centralized.serve_at_every_site("centralized")
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_an_override_is_what_the_running_service_goes_by(tool: Tool, centralized: Cloud, service: str) -> None:
+    """Its API says to pages of which site a browser may show its answers: those of the override, no others."""
+    url = centralized.at["nantes"].endpoint_for(SERVICES[service].catalogue_type)
+    assert url
+    root = "/".join(url.split("/")[:3])
+
+    def answer(origin: str) -> str:
+        ask = ["curl", "-s", "-D", "-", "-o", "/dev/null", "-H", f"'Origin: {origin}'", f"{root}/"]
+        return tool("ssh", "-e", "small", "nantes-1", *ask).stdout.lower()
+
+    assert f"access-control-allow-origin: http://{service}.example.org" in answer(f"http://{service}.example.org")
+    assert "access-control-allow-origin" not in answer("http://other.example.org")
+
+
+def test_a_service_is_at_the_site_where_it_is_placed(tool: Tool, centralized: Cloud) -> None:
+    """Glance at rennes in place of the topology's nantes: its catalogue entry, its process, and what serves images."""
+    lease = Workspace(tool.workspace).load("lease.json", Lease)
+    assert lease
+    api = centralized.at["nantes"]
+    assert api.endpoint_for("image") == f"http://{lease.at('rennes').site_address}:9292"
+    assert [site for site in SITES if centralized.main_pid(f"{site}-1", "glance")] == ["rennes"]
+    assert [image.name for image in api.image.images()] == ["cirros"]
+
+
+def test_requests_of_other_services_are_counted_too(tool: Tool, centralized: Cloud) -> None:
+    campaign = {"bench_site": "rennes", "scenarios": [{"task": "glance/list_images", "times": 1}]}
+    tool.write({**experiment("centralized"), "campaign": campaign})
+    told = tool("count", "small.yaml").stdout.splitlines()
+    [images] = [line for line in told if "\tglance_v2.list_images\t" in line]
+    assert "glance " in images.rpartition("\t")[2]
 
 
 # regions

@@ -16,11 +16,16 @@ from discovery_deploy import cloud_probe
 from discovery_deploy.clients import accesses
 from discovery_deploy.inventory import HOST_PYTHON
 from discovery_deploy.remote import side_by_side
+from discovery_deploy.services import SERVICES
 from discovery_deploy.testbed import Testbed
 from tests.integration.test_experiment import Tool
 
 TOPOLOGIES: dict[str, dict[str, Any]] = {
-    "centralized": {"topology": {"type": "centralized", "site": "nantes"}},
+    "centralized": {
+        "topology": {"type": "centralized", "site": "nantes"},
+        "placement": {"glance": ["rennes"]},
+        "overrides": {name: {"cors": {"allowed_origin": f"http://{name}.example.org"}} for name in SERVICES},
+    },
     "regions": {"topology": {"type": "regions"}},
     "cells": {"topology": {"type": "cells", "site": "nantes"}},
     "shared-state": {
@@ -51,7 +56,7 @@ DELAY_S = {"shared-state": 0.01}
 def experiment(topology: str) -> dict[str, Any]:
     """Two sites, each with one compute: of the fake driver, or in shared-state with virtual machines."""
     deployment = {
-        "services": ["keystone", "placement", "glance", "neutron", "nova"],
+        "services": list(SERVICES),
         "backend": {"type": "mariadb", "site": "nantes"},
         "workers": 1,
         "computes": {"fake": 1},
