@@ -28,3 +28,10 @@ def test_every_row_names_a_test_that_exists() -> None:
         assert path.is_file(), row
         found = {part.name for part in ast.walk(ast.parse(path.read_text())) if isinstance(part, ast.FunctionDef)}
         assert named[2] in found, row
+
+
+def test_every_file_of_tests_of_a_finding_has_a_row() -> None:
+    named = {row[2].strip("`").partition("::")[0] for row in rows()}
+    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests" / "security").glob("test_f*.py")}
+    assert len(files) > 10
+    assert files - named == set()
