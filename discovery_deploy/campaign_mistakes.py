@@ -31,16 +31,19 @@ class TaskTemplate(Protocol):
         """Services without which it cannot run."""
 
 
-def find(data: Any, tasks: Mapping[str, TaskTemplate] | None) -> list[Mistake]:
+def find(
+    data: Any, tasks: Mapping[str, TaskTemplate] | None, wrong_tasks: Mapping[str, Sequence[str]]
+) -> list[Mistake]:
     """Mistakes of factors and scenarios in plain data that may be wrong elsewhere too.
 
     Args:
         data: the whole experiment; a mapping.
         tasks: name -> task; None when tasks are not to be checked.
+        wrong_tasks: name -> what is wrong with the file that it is.
     """
     found = [*_factor_mistakes(data)]
     if tasks is not None:
-        found += _scenario_mistakes(data, tasks)
+        found += _scenario_mistakes(data, tasks, wrong_tasks)
     asked = data.get("campaign")
     if isinstance(asked, dict) and asked.get("smoke") is True and _lacking(("nova",), data):
         found.append(Mistake(("campaign", "smoke"), "needs nova, which deployment.services lacks"))
@@ -55,12 +58,17 @@ def _items(data: Any, key: str) -> Iterator[tuple[Place, dict[str, Any]]]:
             yield ("campaign", key, index), item
 
 
-def _scenario_mistakes(data: Any, tasks: Mapping[str, TaskTemplate]) -> Iterator[Mistake]:
+def _scenario_mistakes(
+    data: Any, tasks: Mapping[str, TaskTemplate], wrong_tasks: Mapping[str, Sequence[str]]
+) -> Iterator[Mistake]:
     for place, scenario in _items(data, "scenarios"):
         name = scenario.get("task")
         if not isinstance(name, str):
             continue
         template = tasks.get(name.strip())
+        yield from (Mistake((*place, "task"), problem) for problem in wrong_tasks.get(name, ()))
+        if name in wrong_tasks:
+            continue
         if template is None:
             yield Mistake((*place, "task"), f'no task "{name}"; {_hint(name, tasks)}')
             continue

@@ -123,7 +123,7 @@ def _driver(
         provider = provider_named(opened.experiment.provider.type)
         testbed = Testbed(opened.experiment, workspace, provider, announce, take_over, code)
         try:
-            yield Driver(testbed, opened.source, retry_invalid)
+            yield Driver(testbed, opened.source, retry_invalid, opened.tasks)
         except KeyboardInterrupt:
             workspace.note("stopped", error="interrupted", what=[])
             raise

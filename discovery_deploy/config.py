@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from discovery_deploy import campaign_mistakes, mistakes
+from discovery_deploy import campaign_mistakes, mistakes, own_tasks
 from discovery_deploy.campaign_mistakes import TaskTemplate
 from discovery_deploy.data import data_directory
 from discovery_deploy.documents import Document, NotYamlError, Position
@@ -29,6 +29,11 @@ def load(path: Path, tasks: Mapping[str, TaskTemplate] | None = None) -> Experim
         ExperimentError: the file cannot be read, or something in it is wrong; `what` tells every mistake, one a line.
     """
     return parse(read_text(path), str(path), tasks)
+
+
+def task_files(text: str, file: str) -> tuple[str, ...]:
+    """Files of its own that the text of an experiment file names as tasks. Raises ExperimentError: it is not YAML."""
+    return own_tasks.names(composed(text, file, "an experiment file", _ADVICE).data)
 
 
 def read_text(path: Path, kind: str = "an experiment file") -> str:
@@ -58,11 +63,25 @@ def read_text(path: Path, kind: str = "an experiment file") -> str:
         raise ExperimentError(what, "Save the file as UTF-8.") from error
 
 
-def parse(text: str, file: str, tasks: Mapping[str, TaskTemplate] | None = None) -> Experiment:
-    """Check the text of an experiment file; `file` is its name in messages. Raises ExperimentError, as `load` does."""
+def parse(
+    text: str,
+    file: str,
+    tasks: Mapping[str, TaskTemplate] | None = None,
+    wrong_tasks: Mapping[str, Sequence[str]] | None = None,
+) -> Experiment:
+    """Check the text of an experiment file.
+
+    Args:
+        text: what the file holds.
+        file: its name in messages.
+        tasks: as for `load`.
+        wrong_tasks: name of a task that is a file of its own -> what is wrong with that.
+    Raises:
+        ExperimentError: as for `load`.
+    """
     document = composed(text, file, "an experiment file", _ADVICE)
     experiment, found = mistakes.find(document.data, [mistake.path for mistake in document.mistakes])
-    found += campaign_mistakes.find(document.data, tasks)
+    found += campaign_mistakes.find(document.data, tasks, wrong_tasks or {})
     if experiment is not None and not found:
         found += campaign_mistakes.find_equal_levels(experiment)
     placed = document.placed_mistakes + [(document.position(mistake.path), mistake) for mistake in found]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from execo_engine import ParamSweeper
 
-from discovery_deploy import __version__, bookings, campaign, rally, variables, wan, wan_acts
+from discovery_deploy import __version__, bookings, campaign, own_tasks, rally, variables, wan, wan_acts
 from discovery_deploy.bench import Clients, all_failed, rally_problems, rally_report, skew_problems, start_skew
 from discovery_deploy.campaign import Run, Setting
 from discovery_deploy.count_acts import RequestCount
@@ -43,16 +43,23 @@ class Driver:
         testbed: its experiment is the file as written.
         source: the text of the experiment file, for provenance.
         retry_invalid: repeat runs that ended but are not valid.
+        tasks: Rally tasks there are, by name; default: the package's.
     """
 
-    def __init__(self, testbed: Testbed, source: str, retry_invalid: bool = False) -> None:
+    def __init__(
+        self,
+        testbed: Testbed,
+        source: str,
+        retry_invalid: bool = False,
+        tasks: Mapping[str, rally.TaskTemplate] | None = None,
+    ) -> None:
         self.testbed = testbed
         self.experiment = testbed.experiment
         self.workspace = testbed.workspace
         self.announce = testbed.announce
         self.source = source
         self.retry_invalid = retry_invalid
-        self.tasks = rally.load_tasks()
+        self.tasks = rally.load_tasks() if tasks is None else dict(tasks)
         self.settings: Sequence[Setting] = campaign.settings(self.experiment)
         self._clients: Clients | None = None
         self._clients_of = ""
@@ -243,6 +250,7 @@ class Driver:
             asked=run.fingerprint,
             image=testbed.state.image,
             scenario=run.scenario,
+            services=self.tasks[run.scenario.task].services,
             setting=setting.record,
             repetition=run.repetition,
             load=experiment.campaign.load,
@@ -350,7 +358,7 @@ class Driver:
             provider=self.experiment.provider.type,
             wan_router=router.text if router else "not known (the run did not come to its end)",
             machine=machine_facts(),
-            hashes={**inputs.model_dump(), "experiment file": digest(self.source)},
+            hashes={**inputs.model_dump(), "experiment file": digest(self.source), **self._own_tasks()},
             projects=self._projects(),
             images=kept_images(self.workspace),
             hosts=tuple(facts for facts in found if facts is not None),
@@ -358,6 +366,11 @@ class Driver:
             phase_seconds=self.testbed.state.seconds,
             finished_at=now(),
         )
+
+    def _own_tasks(self) -> dict[str, str]:
+        """Hashes of the tasks that are not the package's, under what the report calls them."""
+        names = [one.task for one in self.experiment.campaign.scenarios if one.task.startswith(own_tasks.PREFIX)]
+        return {f"own task {name}": digest(self.tasks[name].model_dump(mode="json")) for name in names}
 
     def _projects(self) -> dict[str, tuple[ProjectRecord, ...]]:
         """Label of a setting -> the projects whose code is not simply the release's."""

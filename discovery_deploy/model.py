@@ -253,7 +253,10 @@ class Network(Strict):
 class Scenario(Strict):
     """One Rally task to run in every setting."""
 
-    task: str = Field(description="A task of `rally_tasks/`, for example `keystone/create_and_list_users`.")
+    task: str = Field(
+        description="A task of `rally_tasks/`, for example `keystone/create_and_list_users`. "
+        "Or a file beside this one in the same format: `./tasks/create_user.yaml` (docs/adding-a-scenario.md)."
+    )
     times: Count = Field(20, ge=1, le=100000, description="Iterations (at each loading site).")
     concurrency: Count = Field(1, ge=1, le=256, description="Iterations at the same time (at each loading site).")
     args: dict[str, Any] = Field({}, description="Arguments that the task declares.")
@@ -268,7 +271,7 @@ class Scenario(Strict):
     @property
     def label(self) -> str:
         """Short name for tables: the task without its folder."""
-        return self.task.rsplit("/", 1)[-1]
+        return self.task.rsplit("/", 1)[-1].removesuffix(".yaml")
 
 
 class Factor(Strict):

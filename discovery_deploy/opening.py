@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from discovery_deploy import campaign, config, rally, sources, stack
+from discovery_deploy import campaign, config, own_tasks, rally, sources, stack
 from discovery_deploy import workspace as workspaces
 from discovery_deploy.documents import Document
 from discovery_deploy.errors import ExperimentError, StateError
@@ -18,6 +18,8 @@ from discovery_deploy.workspace import Workspace, is_workspace, results_director
 
 COPY = "experiment.yaml"
 """The workspace keeps the experiment file as it was at the last run."""
+OWN_TASKS = "own-tasks"
+"""Folder of a workspace with the Rally tasks that lay beside the experiment file."""
 
 
 class Opened(Strict):
@@ -26,12 +28,16 @@ class Opened(Strict):
     experiment: Experiment
     source: str
     path: Path
+    tasks: dict[str, rally.TaskTemplate] = {}
+    """Rally tasks there are, by name: the package's, and those that lie beside the file."""
 
 
 def open_experiment(path: Path) -> Opened:
     """Read and check an experiment file. Raises ExperimentError with all mistakes."""
-    experiment = config.load(path, rally.load_tasks())
-    return Opened(experiment=experiment, source=path.read_text(encoding="utf-8"), path=path)
+    source = config.read_text(path)
+    own, wrong = own_tasks.read(config.task_files(source, str(path)), path.parent)
+    tasks = {**rally.load_tasks(), **own}
+    return Opened(experiment=config.parse(source, str(path), tasks, wrong), source=source, path=path, tasks=tasks)
 
 
 def check_code(opened: Opened, resolver: Resolver) -> None:
@@ -91,8 +97,12 @@ def workspace_of(opened: Opened, chosen: Path | None) -> Workspace:
 
 
 def keep_source(workspace: Workspace, opened: Opened) -> None:
-    """Put the experiment file beside its results."""
+    """Put the experiment file, and the tasks of its own that it names, beside its results."""
     write_file(workspace.path / COPY, opened.source)
+    for name in config.task_files(opened.source, str(opened.path)):
+        copy = workspace.path / OWN_TASKS / name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        write_file(copy, (opened.path.parent / name).read_text(encoding="utf-8-sig"))
 
 
 def find_workspace(named: str | None) -> Workspace:

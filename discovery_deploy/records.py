@@ -131,6 +131,8 @@ class RunRecord(Strict):
     image: str = ""
     """Content of the hosts' image (`ImageRecord.content`); "" when it is not known."""
     scenario: Scenario
+    services: tuple[str, ...] = ()
+    """Without which its task cannot run; empty in records of before, whose tasks' names begin with their service."""
     setting: SettingRecord
     repetition: int
     """From 1."""
@@ -168,7 +170,7 @@ class RunRecord(Strict):
     @property
     def asks_keystone_alone(self) -> bool:
         """Whether its scenario needs no other service, so that its durations depend on the way to its database only."""
-        return self.scenario.task.startswith("keystone/")
+        return self.services == ("keystone",) if self.services else self.scenario.task.startswith("keystone/")
 
     def says_nothing_of_the_wan(self, placement: Placement) -> bool:
         """Whether a client there sees no WAN: it asks Keystone alone, beside the only database.

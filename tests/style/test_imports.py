@@ -19,9 +19,9 @@ LAYERS = (
     " units",
     "deployment model provider_models python_syntax source_model strict",
     "campaign campaign_mistakes config crossings documents egress enos_import enos_network enos_provider"
-    " enos_reading enos_sites fields g5k_request inventory mistakes patch_series rally records report request_counts"
-    " rtts schema seed service_variables smoke software stats topology traces unified_diff vagrant_plan variables wan"
-    " wan_readback wan_verdict wording",
+    " enos_reading enos_sites fields g5k_request inventory mistakes own_tasks patch_series rally records report"
+    " request_counts rtts schema seed service_variables smoke software stats topology traces unified_diff vagrant_plan"
+    " variables wan wan_readback wan_verdict wording",
     "acceleration ansible apt_archive bench box cgroups clients clocks cloud_probe code_proof code_recorder containers"
     " contents derived egress_hosts enoslib_calls enoslib_environment enoslib_g5k enoslib_roles enoslib_vagrant"
     " enoslib_worker first_login git_trees given_host guest host_cleaner host_environments host_packages"
