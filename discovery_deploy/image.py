@@ -211,7 +211,8 @@ def private_folder(path: Path) -> Path:
         private(path)
     except OSError as error:
         raise TestbedError(
-            f"{path}: {error.strerror}", "Use a cache of your own: choose one with DISCOVERY_DEPLOY_CACHE."
+            f"{path}: {error.strerror}",
+            "Become root, which images need (`sudo -i`)." if os.geteuid() else "Choose another DISCOVERY_DEPLOY_CACHE.",
         ) from error
     return path
 

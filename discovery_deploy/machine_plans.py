@@ -33,9 +33,15 @@ def free_slots(taken: Iterable[int], observed: site_networks.Observed) -> list[i
 
 
 def read_plan(directory: Path) -> Plan | None:
-    """The plan in a directory; None when it is missing, cut off, not a plan, or of another directory."""
+    """The plan in a directory; None when it is missing, cut off, not a plan, or of another directory.
+
+    Raises:
+        PermissionError: this user may not read it.
+    """
     try:
         plan = json.loads((directory / "plan.json").read_text(encoding="utf-8"))
+    except PermissionError:
+        raise
     except (OSError, ValueError):
         return None
     if not isinstance(plan, dict) or not isinstance(plan.get("slot"), int):

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from discovery_deploy import machine, stack
-from discovery_deploy.errors import ExperimentError, StateError
+from discovery_deploy.errors import ExperimentError, StateError, TestbedError
 from discovery_deploy.machine import MachineError
 from discovery_deploy.providers.base import ProviderInterface
 from discovery_deploy.providers.g5k import G5kProvider
@@ -74,6 +74,7 @@ def name_held(experiment: str, wait_s: float) -> Iterator[None]:
 
     Raises:
         StateError: another one does, for longer than `wait_s` seconds.
+        TestbedError: this user may not.
     """
     own = hashlib.sha256(str(state_directory()).encode()).hexdigest()[:8]
     directory = NAMES_HELD / f"{own}-{experiment_name(experiment)}"
@@ -85,8 +86,10 @@ def name_held(experiment: str, wait_s: float) -> Iterator[None]:
                 f"{experiment}: another discovery-deploy reserves or releases it at this moment: {error.what}",
                 "Wait until it has ended, then look with `discovery-deploy status`.",
             ) from error
+        except PermissionError as error:
+            raise TestbedError(f"{error.filename or directory}: {error.strerror}", "Run as root.") from error
         except OSError as error:
-            raise StateError(f"{error.filename or directory}: {error.strerror}", "Run as root.") from error
+            raise StateError(f"{error.filename or directory}: {error.strerror}", "Fix it, then run again.") from error
         try:
             yield
         finally:
