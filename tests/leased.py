@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from discovery_deploy.builds import Environments
 from discovery_deploy.model import Experiment
 from discovery_deploy.providers.base import Lease, LeasedHost
+from discovery_deploy.remote import known_hosts_text
 from discovery_deploy.stack import Environment
 from discovery_deploy.variables import Secrets
 
@@ -81,3 +83,12 @@ def lease(experiment: Experiment) -> Lease:
         router="netns",
         identities={host.name: f"machine-{host.name}" for host in hosts},
     )
+
+
+def known_hosts(lease: Lease, file: Path) -> bool:
+    """Put the keys of hosts that a lease gives into a known_hosts file, gone without any; whether it gives any."""
+    keys = lease.details.get("host_keys")
+    file.unlink(missing_ok=True)
+    if keys:
+        file.write_text(known_hosts_text(keys))
+    return bool(keys)

@@ -128,10 +128,12 @@ class Bed(ABC):
     def login(self, lease: Lease, host: str, command: str) -> str:
         """What a command of root prints, who has logged in with the experiment's key as the lease says."""
         from discovery_deploy.remote import Remote, ssh_config_text
+        from tests.leased import known_hosts
 
         ways = {one.name: (one.management_address, one.ssh) for one in lease.hosts}
         config = self.folder / "ssh_config"
-        text = ssh_config_text(ways, self.key, self.folder, self.folder / "known", all_known=False)
+        known = self.folder / "known"
+        text = ssh_config_text(ways, self.key, self.folder, known, all_known=known_hosts(lease, known))
         config.write_text(text.replace("ControlMaster auto", "ControlMaster no"))
         return Remote(config)(host, ["sh", "-c", command]).strip()
 

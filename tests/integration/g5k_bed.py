@@ -19,6 +19,7 @@ from discovery_deploy.providers.base import Lease
 from discovery_deploy.providers.g5k import G5kProvider
 from discovery_deploy.remote import Remote, ssh_config_text
 from tests.fake_g5k.api import ACCOUNTS
+from tests.leased import known_hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 USER, PASSWORD = next(iter(ACCOUNTS.items()))
@@ -120,7 +121,8 @@ class G5kBed:
         config = self.work / "ssh_config"
         ways = {host.name: (host.management_address, host.ssh) for host in lease.hosts}
         # pytest's folders are too long for ssh's sockets
-        text = ssh_config_text(ways, self.key, self.work, self.work / "known", all_known=False)
+        known = self.work / "known"
+        text = ssh_config_text(ways, self.key, self.work, known, all_known=known_hosts(lease, known))
         config.write_text(text.replace("ControlMaster auto", "ControlMaster no"))
         inside = self.inside
 

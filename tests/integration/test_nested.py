@@ -16,6 +16,7 @@ from discovery_deploy.providers.base import Lease
 from discovery_deploy.remote import Remote, ssh_config_text
 from discovery_deploy.shaping import RouterShaper
 from tests.integration.uml_machines import UmlMachines, uml_machines
+from tests.leased import known_hosts
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
@@ -59,7 +60,8 @@ class NestedBed:
         config, control = self.folder / "ssh_config", self.folder / "c"
         control.mkdir(exist_ok=True, mode=0o700)
         ways = {host.name: (host.management_address, host.ssh) for host in lease.hosts}
-        config.write_text(ssh_config_text(ways, self.key, control, self.folder / "known", all_known=False))
+        known = self.folder / "known"
+        config.write_text(ssh_config_text(ways, self.key, control, known, all_known=known_hosts(lease, known)))
         return Remote(config)
 
     def left(self, machine: str) -> str:

@@ -21,6 +21,7 @@ from discovery_deploy.records import HostSoftware
 from discovery_deploy.remote import Remote, ssh_config_text
 from tests.integration.local_bed import LocalBed
 from tests.integration.plain_tree import plain_tree
+from tests.leased import known_hosts
 
 pytestmark = pytest.mark.integration
 
@@ -52,7 +53,8 @@ class Bed:
         no_options: dict[str, str] = {}
         ways = {host.name: (host.management_address, no_options) for host in self.lease.hosts}
         # pytest's folders are too long for ssh's sockets
-        text = ssh_config_text(ways, bed.key, folder, folder / "known", all_known=False)
+        known = folder / "known"
+        text = ssh_config_text(ways, bed.key, folder, known, all_known=known_hosts(self.lease, known))
         text = text.replace("ControlMaster auto", "ControlMaster no")
         (folder / "ssh_config").write_text(text)
         self.remote = Counted(folder / "ssh_config")
