@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from discovery_deploy import campaign_mistakes, mistakes, own_tasks
+from discovery_deploy import campaign_mistakes, mistakes
 from discovery_deploy.campaign_mistakes import TaskTemplate
 from discovery_deploy.data import data_directory
 from discovery_deploy.documents import Document, NotYamlError, Position
@@ -29,11 +29,6 @@ def load(path: Path, tasks: Mapping[str, TaskTemplate] | None = None) -> Experim
         ExperimentError: the file cannot be read, or something in it is wrong; `what` tells every mistake, one a line.
     """
     return parse(read_text(path), str(path), tasks)
-
-
-def task_files(text: str, file: str) -> tuple[str, ...]:
-    """Files of its own that the text of an experiment file names as tasks. Raises ExperimentError: it is not YAML."""
-    return own_tasks.names(composed(text, file, "an experiment file", _ADVICE).data)
 
 
 def read_text(path: Path, kind: str = "an experiment file") -> str:
@@ -79,7 +74,7 @@ def parse(
     Raises:
         ExperimentError: as for `load`.
     """
-    document = composed(text, file, "an experiment file", _ADVICE)
+    document = composed(text, file)
     experiment, found = mistakes.find(document.data, [mistake.path for mistake in document.mistakes])
     found += campaign_mistakes.find(document.data, tasks, wrong_tasks or {})
     if experiment is not None and not found:
@@ -90,7 +85,7 @@ def parse(
     return experiment
 
 
-def composed(text: str, file: str, kind: str, advice: str) -> Document:
+def composed(text: str, file: str, kind: str = "an experiment file", advice: str = _ADVICE) -> Document:
     """The text of a file that holds keys with values; duplicate keys and tags are not told yet.
 
     Args:

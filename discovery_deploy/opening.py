@@ -35,7 +35,7 @@ class Opened(Strict):
 def open_experiment(path: Path) -> Opened:
     """Read and check an experiment file. Raises ExperimentError with all mistakes."""
     source = config.read_text(path)
-    own, wrong = own_tasks.read(config.task_files(source, str(path)), path.parent)
+    own, wrong = own_tasks.read(own_tasks.names(config.composed(source, str(path)).data), path.parent)
     tasks = {**rally.load_tasks(), **own}
     return Opened(experiment=config.parse(source, str(path), tasks, wrong), source=source, path=path, tasks=tasks)
 
@@ -99,7 +99,7 @@ def workspace_of(opened: Opened, chosen: Path | None) -> Workspace:
 def keep_source(workspace: Workspace, opened: Opened) -> None:
     """Put the experiment file, and the tasks of its own that it names, beside its results."""
     write_file(workspace.path / COPY, opened.source)
-    for name in config.task_files(opened.source, str(opened.path)):
+    for name in own_tasks.names(Document(opened.source).data):
         copy = workspace.path / OWN_TASKS / name
         copy.parent.mkdir(parents=True, exist_ok=True)
         write_file(copy, (opened.path.parent / name).read_text(encoding="utf-8-sig"))
