@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from discovery_deploy import nesting
-from discovery_deploy.machine import Plan
+from discovery_deploy.machine import Plan, make_own
 from discovery_deploy.measure import HERE, on_this_machine
 from discovery_deploy.model import Experiment, Network
 from discovery_deploy.providers import local
@@ -187,7 +187,7 @@ def machines(folder: Path, sites: Sequence[str], hosts_per_machine: int, mode: s
     plans = plans_of(asked, folder, mode)
     for plan in plans.values():
         directory = Path(plan["directory"])
-        directory.mkdir(parents=True)
+        make_own(directory)
         (directory / "plan.json").write_text(json.dumps(plan))
     with anchors(list(plans)) as found:
         wan = MachinesWan(whole_plan(asked, plans), found, plans)
