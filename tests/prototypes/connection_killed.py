@@ -118,11 +118,13 @@ def check_waits(database: Database) -> None:
     with database.reader() as session:
         count(session)
     database.proxy.delay_s = 0.025
-    start = time.monotonic()
-    for _ in range(10):
-        with database.reader() as session:
-            count(session)
-    waited = (time.monotonic() - start) / 0.05
+    waited = float("inf")
+    for _ in range(4):  # a busy machine adds to some of them
+        start = time.monotonic()
+        for _ in range(10):
+            with database.reader() as session:
+                count(session)
+        waited = min(waited, (time.monotonic() - start) / 0.05)
     database.proxy.delay_s = 0.0
     time.sleep(0.1)
     assert 10 <= waited < 15, waited
