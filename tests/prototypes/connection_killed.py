@@ -187,9 +187,11 @@ def lost_between(database: Database, lose: Callable[[], object], name: str) -> N
     """
     SentAgain.times = 0
     lose()
+    time.sleep(0.5)  # until the end of the connection is here, also on a busy machine
     with database.reader() as session:
         count(session)
     lose()
+    time.sleep(0.5)
     with database.writer() as session:
         add(session, name)
     assert database.rows().count(name) == 1, database.rows()
