@@ -26,7 +26,7 @@ from discovery_deploy.releasing import release as release_experiment
 from discovery_deploy.remote import Remote
 from discovery_deploy.site_proxy import routed, socks_proxy
 from discovery_deploy.strict import experiment_name
-from discovery_deploy.workspace import Model, Workspace, is_workspace, results_directory, same_folder
+from discovery_deploy.workspace import Reading, Workspace, is_workspace, results_directory, same_folder
 
 
 def setting_named(driver: Driver, label: str | None) -> Setting:
@@ -140,26 +140,12 @@ def summary(driver: Driver) -> str:
     return "\n".join(lines) + "\n"
 
 
-class _Reading:
-    """What can be read of a workspace; of what cannot, it is kept why."""
-
-    def __init__(self, workspace: Workspace) -> None:
-        self.workspace = workspace
-        self.problems: list[StateError] = []
-
-    def load(self, name: str, kind: type[Model]) -> Model | None:
-        """A file of the workspace; None when it is not there or cannot be read."""
-        try:
-            return self.workspace.load(name, kind)
-        except StateError as error:
-            self.problems.append(error)
-            return None
-
-    def records(self) -> list[RunRecord]:
-        """Records of runs, in the order of their folders."""
-        found = sorted(self.workspace.runs.glob("*/record.json"))
-        loaded = [self.load(str(path.relative_to(self.workspace.path)), RunRecord) for path in found]
-        return [record for record in loaded if record is not None]
+def _run_records(reading: Reading) -> list[RunRecord]:
+    """Records of runs that can be read, in the order of their folders."""
+    workspace = reading.workspace
+    found = sorted(workspace.runs.glob("*/record.json"))
+    loaded = [reading.load(str(path.relative_to(workspace.path)), RunRecord) for path in found]
+    return [record for record in loaded if record is not None]
 
 
 def _runs_text(records: Sequence[RunRecord]) -> list[str]:
@@ -188,7 +174,7 @@ def _hosts_text(lease: Lease | None) -> list[str]:
 
 def workspace_status(workspace: Workspace) -> tuple[str, list[StateError]]:
     """Hosts, phases and runs of one workspace; and what of it cannot be read."""
-    reading = _Reading(workspace)
+    reading = Reading(workspace)
     lines = [f"experiment {workspace.name}, workspace {workspace.path}"]
     lines += _hosts_text(reading.load("lease.json", Lease))
     state = reading.load("state.json", State) or State()
@@ -196,9 +182,9 @@ def workspace_status(workspace: Workspace) -> tuple[str, list[StateError]]:
         record = state.phases.get(phase)
         text = "stale" if record is None else f"{record.status} at {record.at}, {record.seconds:.1f} s"
         lines.append(f"  {phase:<10} {text}")
-    lines += _runs_text(reading.records())
-    lines += [f"not readable: {error.what.partition(': ')[0]}" for error in reading.problems]
-    return "\n".join(lines) + "\n", reading.problems
+    lines += _runs_text(_run_records(reading))
+    lines += [f"not readable: {error.what.partition(': ')[0]}" for error in reading.problems.values()]
+    return "\n".join(lines) + "\n", list(reading.problems.values())
 
 
 def status(named: str | None) -> tuple[str, list[StateError]]:

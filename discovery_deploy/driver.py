@@ -27,7 +27,7 @@ from discovery_deploy.request_counts import CountRecord
 from discovery_deploy.smoke import SmokeRecord
 from discovery_deploy.smoke_acts import Smoke, raise_on_problems
 from discovery_deploy.testbed import SOFTWARE, Testbed
-from discovery_deploy.workspace import now
+from discovery_deploy.workspace import Reading, now
 
 
 class PlannedRun(Run):
@@ -131,11 +131,6 @@ class Driver:
         """What smoke found in the deployment of a setting, or None."""
         deployed = self.testbed.wanted(setting.experiment)["deploy"]
         return self.workspace.load(f"smoke/{deployed}.json", SmokeRecord)
-
-    def count_record(self, setting: Setting) -> CountRecord | None:
-        """The database requests that were counted in the deployment of a setting, or None."""
-        deployed = self.testbed.wanted(setting.experiment)["deploy"]
-        return self.workspace.load(f"counts/{deployed}.json", CountRecord)
 
     # doing it
 
@@ -313,9 +308,10 @@ class Driver:
         }
         return list(found.values())
 
-    def count_records(self) -> dict[str, CountRecord]:
-        """Label of a setting -> what was counted in its deployment, of those that were counted."""
-        found = {setting.record.label: self.count_record(setting) for setting in self.settings}
+    def count_records(self, reading: Reading) -> dict[str, CountRecord]:
+        """Label of a setting -> what was counted in its deployment, of those that were counted and can be read."""
+        deployed = {one.record.label: self.testbed.wanted(one.experiment)["deploy"] for one in self.settings}
+        found = {label: reading.load(f"counts/{hash_}.json", CountRecord) for label, hash_ in deployed.items()}
         return {label: record for label, record in found.items() if record is not None}
 
     def collect(self) -> None:
@@ -386,18 +382,23 @@ class Driver:
         return rally.table(reports, [factor.path for factor in self.experiment.campaign.factors])
 
     def report(self) -> Path:
-        """Write the report from all records that are there. Returns the path of the HTML file."""
+        """Write the report from all records that are there. Returns the path of the HTML file.
+
+        It can do without counted requests: of a record of these that cannot be read it names the file.
+        """
         from discovery_deploy import report  # late: figures and statistics take a second to load
 
         self.announce.phase("report", "")
         started = time.monotonic()
-        records = self.records()
+        records, reading = self.records(), Reading(self.workspace)
+        counts = self.count_records(reading)
         files = report.build(
             self.experiment, records, self.iterations(records), self.provenance(), self.tasks, self.source,
-            self.smoke_records(), self.count_records(),
+            self.smoke_records(), counts, list(reading.problems),
         )  # fmt: skip
         page = report.write(files, self.workspace.report)
-        self.announce.done("report", round(time.monotonic() - started, 3), f"{len(records)} runs")
+        told = "; ".join([f"{len(records)} runs", *(f"not readable, left out: {name}" for name in reading.problems)])
+        self.announce.done("report", round(time.monotonic() - started, 3), told)
         return page
 
     def raise_when_not_valid(self) -> None:

@@ -297,3 +297,20 @@ class Workspace:
             path.unlink(missing_ok=True)
         for scratch in self.path.glob(".*.playbook"):  # of a driver that was killed; it holds a private inventory
             shutil.rmtree(scratch)
+
+
+class Reading:
+    """What can be read of a workspace; of what cannot, it is kept why."""
+
+    def __init__(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.problems: dict[str, StateError] = {}
+        """Name of a file that could not be read -> why."""
+
+    def load(self, name: str, kind: type[Model]) -> Model | None:
+        """A file of the workspace; None when it is not there or cannot be read."""
+        try:
+            return self.workspace.load(name, kind)
+        except StateError as error:
+            self.problems[name] = error
+            return None

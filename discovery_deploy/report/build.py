@@ -40,6 +40,7 @@ def build(
     source: str = "",
     smoke: Sequence[SmokeRecord] = (),
     counts: Mapping[str, CountRecord] | None = None,
+    unread: Sequence[str] = (),
 ) -> dict[str, bytes]:
     """All files of a report, by name; equal inputs give equal bytes.
 
@@ -52,6 +53,7 @@ def build(
         source: text of the experiment file; empty when not at hand.
         smoke: what smoke found, one record per deployment.
         counts: label of a setting -> the database requests that were counted in its deployment; may lack some.
+        unread: names of records in the workspace that could not be read, and are left out.
     Returns:
         report.html (self-contained), report.md, iterations.parquet and .csv, summary.csv, regression.csv, wan.csv,
         records.json, and experiment.yaml when `source` is given.
@@ -61,6 +63,7 @@ def build(
     numbers = Numbers(frame, stats.summarise(frame), fits, refused, wan_table(runs))
     data = data_files(iterations, numbers, runs, provenance, source, smoke, counts)
     content = view(experiment, runs, numbers, provenance, tasks, smoke, counts)
+    content["unread"] = list(unread)
     content["files"] = [_file_row(name, octets) for name, octets in data.items()]
     content["source"] = source
     environment = _environment()

@@ -18,7 +18,7 @@ from discovery_deploy.records import HostFacts, RunRecord, Software
 from discovery_deploy.testbed import Testbed
 from discovery_deploy.workspace import Workspace
 from tests.security.tool import Tool, held, workspace_of
-from tests.unit.test_testbed import Machines, Silence, experiment
+from tests.unit.test_testbed import LOADS, Machines, Silence, experiment
 
 HALVES = ["private alone", "public alone", "not a key", "empty", "of another key", "neither"]
 
@@ -104,6 +104,32 @@ def test_a_report_with_damaged_facts_is_no_bug(tmp_path: Path) -> None:
         driver.provenance()
     (workspace.path / "facts" / "nantes-1.json").unlink()
     driver.provenance()
+
+
+class Done(Silence):
+    """An announcer that keeps what is told at the end of a phase."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.details: list[str] = []
+
+    def done(self, name: str, seconds: float, detail: str = "") -> None:
+        self.details.append(detail)
+
+
+def test_a_report_is_made_without_a_damaged_count_and_names_it(tmp_path: Path) -> None:
+    workspace, told = workspace_of(tmp_path / "ws", "mine"), Done()
+    driver = Driver(Testbed(experiment(LOADS), workspace, Machines(), told), "")
+    deployed = driver.testbed.wanted(driver.settings[0].experiment)["deploy"]
+    (workspace.path / "counts").mkdir()
+    (workspace.path / "counts" / f"{deployed}.json").write_text('{"schema": 99}')
+    page = driver.report()
+    name = f"counts/{deployed}.json"
+    for text in (page.read_text(), page.with_name("report.md").read_text()):
+        assert text.count(f"could not be read, and is left out: {name}") == 1
+    assert told.details == [f"0 runs; not readable, left out: {name}"]
+    (workspace.path / name).unlink()
+    assert "could not be read" not in driver.report().read_text()
 
 
 # on the disk before it counts
