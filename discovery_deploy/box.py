@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from discovery_deploy import image, machine
+from discovery_deploy import image, interruption, machine
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.image import Progress
 
@@ -21,6 +21,8 @@ NAME = "discovery-deploy"
 """Of the box, as Vagrant knows it."""
 FOLDER = "boxes"
 """Of the cache."""
+COMMAND_LIMIT_S = 1800.0
+"""For a command of Vagrant's that makes no machine: the longest copies the box."""
 DISK_GB = 16
 """Size of the machines' disk; what is not written takes no space."""
 
@@ -255,7 +257,10 @@ def vagrant(*arguments: str) -> str:
 
 def _run(command: Sequence[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, cwd="/", check=False)
+        done = interruption.run(command, None, COMMAND_LIMIT_S, directory=Path("/"))  # with no Vagrantfile there
+    except subprocess.TimeoutExpired:
+        what = f"`{shlex.join(command)}` timed out after {COMMAND_LIMIT_S:g} s"
+        raise TestbedError(what, "Is another Vagrant at work? Look with `ps`, then run again.") from None
     except FileNotFoundError as error:
         package = NEEDED.get(command[0], command[0])
         raise TestbedError(f"the command {command[0]} is missing", f"apt-get install -y {package}") from error

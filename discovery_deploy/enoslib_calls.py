@@ -84,9 +84,7 @@ class Enoslib:
                 timer.cancel()
             _end(process)
         if late.is_set() and answer is None:
-            raise TestbedError(
-                f"EnOSlib: {verb} took longer than {limit_s:g} s", f"Look at {self.log}, then run again."
-            )
+            raise TestbedError(f"EnOSlib: {verb} timed out after {limit_s:g} s", f"Look at {self.log}, then run again.")
         return self._result(verb, process.returncode, answer)
 
     def _environment(self, python: Path) -> dict[str, str]:

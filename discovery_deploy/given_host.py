@@ -96,7 +96,7 @@ def run(*command: str, good: tuple[int, ...] = (0,), limit_s: float = 120) -> st
     except FileNotFoundError as error:
         raise HostError(f"{command[0]} is not installed") from error
     except subprocess.TimeoutExpired as error:
-        raise HostError(f"{' '.join(command)}: no end after {limit_s:g} s") from error
+        raise HostError(f"{' '.join(command)} timed out after {limit_s:g} s") from error
     if done.returncode not in good:
         raise HostError(f"{' '.join(command)}: {(done.stderr or done.stdout).strip()[-800:]}")
     return done.stdout

@@ -185,7 +185,7 @@ def _ask(*command: str) -> str:
         raise TestbedError(f"the command {command[0]} is missing", advice) from error
     except subprocess.TimeoutExpired as error:
         raise TestbedError(
-            f"`{shlex.join(command)}`: no end after {LIMIT_S:g} s", "Look at what runs the machines."
+            f"`{shlex.join(command)}` timed out after {LIMIT_S:g} s", "Look at what runs the machines."
         ) from error
     if done.returncode:
         said = "\n    ".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-KEPT_LINES:])

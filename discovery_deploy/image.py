@@ -86,6 +86,8 @@ FULL_HOOKS = (
 """How a base tree becomes a full one."""
 LIMIT_S = 3600.0
 """For a bake or a build. One that hangs holds the lock of what it makes, for which all others wait."""
+APT_LIMIT_S = 120.0
+"""For asking apt how it is configured."""
 KEPT_LINES = 12
 """Lines of a failed program's output that its error quotes."""
 
@@ -165,12 +167,19 @@ def bake_command(
 
 def apt_sources() -> dict[str, str]:
     """Suite -> archive of the image: as this machine reaches them, else Debian's own addresses."""
-    command = ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
+    form = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
+    return choose_sources(_apt("apt-get", "indextargets", "--format", form, "Created-By: Packages"))
+
+
+def _apt(*command: str) -> str:
+    """What a program of apt's prints; "" where there is none. Raises TestbedError: it timed out."""
     try:
-        listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+        return interruption.run(command, None, APT_LIMIT_S).stdout
     except FileNotFoundError:
-        listed = ""
-    return choose_sources(listed)
+        return ""
+    except subprocess.TimeoutExpired:
+        what = f"`{command[0]} {command[1]}` timed out after {APT_LIMIT_S:g} s"
+        raise TestbedError(what, "Look at apt's configuration in /etc/apt, then run again.") from None
 
 
 def choose_sources(listed: str) -> dict[str, str]:
@@ -185,10 +194,7 @@ def choose_sources(listed: str) -> dict[str, str]:
 
 def apt_acquire_options() -> list[str]:
     """Lines of this machine's apt configuration that say how to reach archives (proxies, certificates)."""
-    try:
-        dump = subprocess.run(["apt-config", "dump", "Acquire"], capture_output=True, text=True, check=False).stdout
-    except FileNotFoundError:
-        return []
+    dump = _apt("apt-config", "dump", "Acquire")
     wanted = re.compile(r'^Acquire::https?::(Proxy|CaInfo|CaPath|Verify-Peer|Verify-Host)\S* ".+";$', re.IGNORECASE)
     return [line for line in dump.splitlines() if wanted.match(line)]
 

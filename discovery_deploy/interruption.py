@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
 from typing import IO, Any, NoReturn
 
@@ -84,9 +85,10 @@ def watched(process: subprocess.Popen[Any]) -> Iterator[None]:
 
 def run(
     command: Sequence[str],
-    stdin: str | IO[bytes] | None = None,
-    timeout_s: float | None = None,
+    stdin: str | IO[bytes] | None,
+    timeout_s: float,
     environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run a program to its end, as `subprocess.run` does, with its output as text.
 
@@ -97,6 +99,7 @@ def run(
         stdin: text or file that it reads; None: nothing.
         timeout_s: how long it may take.
         environment: of the program; None: this process's.
+        directory: in which it works; None: this process's.
     Raises:
         subprocess.TimeoutExpired: it took longer; it has been ended.
         FileNotFoundError: there is no such program.
@@ -108,7 +111,9 @@ def run(
             given.write(stdin.encode())
             given.seek(0)
         source = given if stdin is None or isinstance(stdin, str) else stdin
-        process = subprocess.Popen(list(command), stdin=source, stdout=out, stderr=err, env=environment)
+        process = subprocess.Popen(
+            list(command), stdin=source, stdout=out, stderr=err, env=environment, cwd=directory
+        )  # fmt: skip
         with watched(process):
             process.wait(timeout_s)
         return subprocess.CompletedProcess(list(command), process.returncode, _text(out), _text(err))

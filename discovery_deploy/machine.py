@@ -69,7 +69,7 @@ def run(
     except FileNotFoundError as error:
         raise MachineError(f"{command[0]}: no such command", "run `discovery-deploy doctor`") from error
     except subprocess.TimeoutExpired as error:
-        raise MachineError(f"{' '.join(command)}: no end after {limit_s:g} s") from error
+        raise MachineError(f"{' '.join(command)} timed out after {limit_s:g} s") from error
     if done.returncode not in good:
         said = (done.stderr.strip() or done.stdout.strip())[-2000:]
         raise MachineError(f"{' '.join(command)}: status {done.returncode}: {said}")

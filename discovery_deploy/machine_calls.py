@@ -40,6 +40,7 @@ Progress = Callable[[str], None]
 CALL_LIMIT_S = 120.0
 UP_LIMIT_S = 900.0
 IMAGE_LIMIT_S = nested_machine.IMAGE_LIMIT_S
+PACK_LIMIT_S = 1200.0
 MODULES = (
     cgroups, containers, machine, machine_plans, names, nested_machine, nspawn, site_networks, tc_device,
     uml_kernel, wan_router, wan_tunnels, wan_uml,
@@ -206,10 +207,14 @@ def packed_tree(tree: Path) -> Iterator[tuple[Path, str]]:
     """A compressed archive of a base image, for as long as the block lasts, and its SHA-256. Raises TestbedError."""
     with tempfile.TemporaryDirectory(prefix="discovery-deploy-", dir="/var/tmp") as folder:
         archive = Path(folder) / "tree.tar.gz"
-        pack = ["tar", "--create", "--numeric-owner", "--xattrs", "--xattrs-include=*", f"--directory={tree}", "."]
-        with archive.open("wb") as target, subprocess.Popen(pack, stdout=subprocess.PIPE) as packer:
-            done = subprocess.run(["gzip", "-1"], stdin=packer.stdout, stdout=target, check=False)
-        if packer.returncode or done.returncode:
+        pack = ["tar", "--create", f"--file={archive}", "--use-compress-program=gzip -1", "--numeric-owner", "--xattrs",
+                "--xattrs-include=*", f"--directory={tree}", "."]  # fmt: skip
+        try:
+            done = interruption.run(pack, None, PACK_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            what = f"{tree}: packing it for machines timed out after {PACK_LIMIT_S:g} s"
+            raise TestbedError(what, "Look at the disks of the cache and of /var/tmp, then run again.") from None
+        if done.returncode:
             raise TestbedError(f"{tree}: cannot be packed for machines", "See `df -h /var/tmp`; free space there.")
         seen = hashlib.sha256()
         with archive.open("rb") as source:

@@ -79,7 +79,7 @@ def install(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
         except FileNotFoundError as error:
             raise MachineError("apt-get is absent; machines need Debian", "take other machines") from error
         except subprocess.TimeoutExpired as error:
-            raise MachineError(f"{' '.join(command)}: no end after {INSTALL_LIMIT_S:g} s") from error
+            raise MachineError(f"{' '.join(command)} timed out after {INSTALL_LIMIT_S:g} s") from error
         if done.returncode:
             said = (done.stderr.strip() or done.stdout.strip())[-1500:]
             raise MachineError(f"{' '.join(command)}: status {done.returncode}: {said}", "mend the machine's apt")

@@ -11,6 +11,7 @@ from typing import IO, Any, Literal
 
 from discovery_deploy import host_packages
 from discovery_deploy.apt_archive import FOLDER, INDEX, AptArchive, apt_archive, wanted_packages
+from discovery_deploy.contents import TAR_LIMIT_S
 from discovery_deploy.errors import TestbedError
 from discovery_deploy.image import Progress, Variant, base_image
 from discovery_deploy.remote import Remote
@@ -113,10 +114,14 @@ def _carry(remote: Remote, host: str, asked: dict[str, Any], folder: Path, archi
 def _send_files(host: str, folder: Path, files: list[str], send: Send) -> None:
     """Send files of a folder to where a host keeps the carried archive. Raises TestbedError."""
     with tempfile.TemporaryFile(dir=folder.parent) as stream:
-        packed = subprocess.run(
-            ["tar", "--create", "--file=-", f"--directory={folder}", "--", *files],
-            stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.PIPE, check=False,
-        )  # fmt: skip
+        try:
+            packed = subprocess.run(
+                ["tar", "--create", "--file=-", f"--directory={folder}", "--", *files],
+                stdin=subprocess.DEVNULL, stdout=stream, stderr=subprocess.PIPE, check=False, timeout=TAR_LIMIT_S,
+            )  # fmt: skip
+        except subprocess.TimeoutExpired:
+            what = f"{folder} could not be packed: tar timed out after {TAR_LIMIT_S:g} s"
+            raise TestbedError(what, "Look at the disk of the cache, then run again.") from None
         if packed.returncode:
             told = packed.stderr.decode(errors="replace").strip()
             raise TestbedError(f"{folder} could not be packed: {told}", "Free space in the cache, then run again.")

@@ -7,6 +7,12 @@ import platform
 import subprocess
 from pathlib import Path
 
+from discovery_deploy import interruption
+from discovery_deploy.errors import TestbedError
+
+GIT_LIMIT_S = 60.0
+"""For a question to git about this checkout."""
+
 
 def _first_value(path: str, key: str) -> str:
     try:
@@ -34,13 +40,21 @@ def machine_facts() -> dict[str, str]:
 
 
 def tool_commit() -> str | None:
-    """Commit of the checkout that this package runs from ("+" when it was changed); None when it is installed."""
+    """Commit of the checkout that this package runs from ("+" when it was changed); None when it is installed.
+
+    Raises:
+        TestbedError: git timed out.
+    """
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+        try:
+            done = interruption.run(["git", "-C", str(root), *words], None, GIT_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            what = f"{root}: `git {words[0]}` timed out after {GIT_LIMIT_S:g} s"
+            raise TestbedError(what, "Look at that disk, then run again.") from None
         return done.stdout.strip() if done.returncode == 0 else ""
 
     commit = git("rev-parse", "--short=12", "HEAD")

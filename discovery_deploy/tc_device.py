@@ -33,6 +33,8 @@ KERNEL_PARTS = {
     "cls_u32": "tc filter add dev lo parent 1: protocol ip u32 match ip dst 10.0.0.1/32 flowid 1:1",
 }
 """Module of the kernel -> commands, each on what those before it made, that need it."""
+LIMIT_S = 60.0
+"""For a program that sets or shows a device."""
 RECORDS = Path("/run/discovery-deploy/egress")
 """What devices were before we shaped them, for `remove`; gone after a boot, as what tc put there is."""
 
@@ -149,9 +151,13 @@ def refused_line(program: str, message: str) -> str:
 
 def _run(command: Sequence[str], text: str = "") -> str:
     try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=LIMIT_S)
     except FileNotFoundError:
         raise DeviceError(f"{command[0]} is not installed", "Install it: `apt-get install -y iproute2`.") from None
+    except subprocess.TimeoutExpired:
+        raise DeviceError(
+            f"{command[0]} timed out after {LIMIT_S:g} s", "Look at the host's load and kernel."
+        ) from None
     if done.returncode:
         raise DeviceError((done.stderr + done.stdout).strip() or f"{command[0]}: exit code {done.returncode}")
     return done.stdout
@@ -170,14 +176,18 @@ def kernel_lacks() -> tuple[str, str] | None:
     if _missing_part() is None:
         return None
     for module in KERNEL_PARTS:
-        with suppress(FileNotFoundError):
-            subprocess.run(["modprobe", "-q", module], capture_output=True, check=False)
+        with suppress(FileNotFoundError, subprocess.TimeoutExpired):  # tried below
+            subprocess.run(["modprobe", "-q", module], capture_output=True, check=False, timeout=LIMIT_S)
     return _missing_part()
 
 
 def _missing_part() -> tuple[str, str] | None:
     steps = " && ".join(f"echo {module} && {commands}" for module, commands in KERNEL_PARTS.items())
-    tried = subprocess.run(["unshare", "--net", "sh", "-c", steps], capture_output=True, text=True, check=False)
+    command = ["unshare", "--net", "sh", "-c", steps]
+    try:
+        tried = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return "network namespaces", f"timed out after {LIMIT_S:g} s"
     if tried.returncode == 0:
         return None
     return (tried.stdout.split() or ["network namespaces"])[-1], tried.stderr.strip()

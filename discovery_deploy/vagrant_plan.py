@@ -20,6 +20,10 @@ NOT_GIVEN = 10
 """Addresses at the begin and at the end of a network that EnOSlib gives to no machine."""
 BOOT_LIMIT_S = 900
 """How long a machine may take to start: an emulated one, on a busy machine, takes minutes."""
+START_LIMIT_S, START_LIMIT_PER_MACHINE_S = 1800.0, 1800.0
+"""How long Vagrant may take to start machines: twice `BOOT_LIMIT_S` for each, since it may start them one by one."""
+DESTROY_LIMIT_S, DESTROY_LIMIT_PER_MACHINE_S = 300.0, 120.0
+"""How long it may take to destroy them; then they are removed by name."""
 TRANSLATION_MB = 64
 """Memory for translated code of an emulated machine; QEMU's default takes up to 1 GB for each."""
 

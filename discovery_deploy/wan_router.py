@@ -28,7 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy import tc_device, uml_kernel, wan_tunnels, wan_uml
+from discovery_deploy import machine, tc_device, uml_kernel, wan_tunnels, wan_uml
+from discovery_deploy.machine import MachineError
 from discovery_deploy.wan_tunnels import Tunnel
 from discovery_deploy.wan_uml import QUEUE_PACKETS, Port, RouterError, UmlRouter
 
@@ -38,6 +39,7 @@ Plan = dict[str, Any]
 BRIDGE_LIMIT_S = 30.0
 LOCK_LIMIT_S = 180.0
 TC_LIMIT_S = 120.0
+CALL_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -235,10 +237,10 @@ def kernel_has_netem() -> bool:
 
 
 def _call(command: Sequence[str], text: str = "") -> str:
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RouterError(f"{' '.join(command)}: {(done.stderr + done.stdout).strip()}")
-    return done.stdout
+    try:
+        return machine.run(*command, text=text, limit_s=CALL_LIMIT_S)
+    except MachineError as error:
+        raise RouterError(error.what, error.advice) from error
 
 
 def _ip(lines: Iterable[str], namespace: str | None = None) -> None:

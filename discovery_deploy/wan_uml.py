@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from discovery_deploy import uml_kernel
+from discovery_deploy import machine, uml_kernel
 from discovery_deploy.machine import MachineError
 
 PRIORITY = 50
@@ -209,7 +209,9 @@ class UmlRouter:
 
     def _launch(self, commands: int, answers: int) -> None:
         priority = ["chrt", "-f", str(PRIORITY)]
-        if subprocess.run([*priority, "true"], capture_output=True, check=False).returncode:
+        try:
+            machine.run(*priority, "true")
+        except MachineError:
             priority = ["nice", "-n", "-20"]
         (self.directory / "scheduling").write_text(" ".join(priority))
         options = [f"mem={self.memory_mb}M", "root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"]

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from discovery_deploy import interruption
 from discovery_deploy.errors import StateError
 from discovery_deploy.model import Strict
 from discovery_deploy.names import is_name
@@ -40,6 +41,8 @@ OF_THE_HOSTS = (
     "id.pub",
 )
 """Files that make sense with the hosts alone, in the order in which they go: a state without its hosts is no state."""
+
+KEYGEN_LIMIT_S = 60.0
 
 
 def now() -> str:
@@ -127,19 +130,15 @@ def _advice_for(name: str) -> str:
     return "Remove this file: the next `run` goes on without it, and asks or tries again what it told."
 
 
-def _ssh_keygen(*arguments: str) -> str:
-    """What ssh-keygen prints. Raises StateError."""
+def _ssh_keygen(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run ssh-keygen on the file that is named last. Raises StateError: it is not installed, or timed out."""
     try:
-        done = subprocess.run(
-            ["ssh-keygen", *arguments], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
-        )
+        return interruption.run(["ssh-keygen", *arguments], None, KEYGEN_LIMIT_S)
     except FileNotFoundError:
         raise StateError("ssh-keygen is not installed", "apt-get install -y openssh-client") from None
-    if done.returncode:
-        raise StateError(
-            f"{arguments[-1]}: ssh-keygen failed: {done.stderr.strip()}", "Look at the disk (`df`), then run again."
-        )
-    return done.stdout
+    except subprocess.TimeoutExpired:
+        what = f"{arguments[-1]}: ssh-keygen timed out after {KEYGEN_LIMIT_S:g} s"
+        raise StateError(what, "Look at the disk of the workspace, then run again.") from None
 
 
 def _holder(lock: Path) -> str:
@@ -247,7 +246,10 @@ class Workspace:
             new = self.path / ".id.new"
             for path in (new, new.with_suffix(".new.pub"), self.key, public):
                 path.unlink(missing_ok=True)
-            _ssh_keygen("-q", "-t", "ed25519", "-N", "", "-C", "discovery-deploy", "-f", str(new))
+            made = _ssh_keygen("-q", "-t", "ed25519", "-N", "", "-C", "discovery-deploy", "-f", str(new))
+            if made.returncode:
+                what = f"{new}: ssh-keygen failed: {made.stderr.strip()}"
+                raise StateError(what, "Look at the disk (`df`), then run again.")
             new.with_suffix(".new.pub").replace(public)
             new.replace(self.key)
         return public.read_text(encoding="utf-8").strip()
@@ -256,9 +258,12 @@ class Workspace:
         """Whether both halves of the key are there and belong together."""
         try:
             told = self.key.with_suffix(".pub").read_text(encoding="utf-8").split()[:2]
-            return self.key.exists() and _ssh_keygen("-y", "-P", "", "-f", str(self.key)).split()[:2] == told != []
-        except (OSError, ValueError, StateError):
+            if not self.key.exists():
+                return False
+        except (OSError, ValueError):
             return False
+        derived = _ssh_keygen("-y", "-P", "", "-f", str(self.key))
+        return derived.returncode == 0 and derived.stdout.split()[:2] == told != []
 
     def save(self, name: str, value: Strict, mode: int = 0o644) -> None:
         """Write a model as `name` (JSON)."""

@@ -177,7 +177,8 @@ class VagrantProvider:
         text = vagrant_plan.vagrantfile(asked, settings, version)
         progress(f"Vagrant starts {len(asked.machines)} machines")
         arguments = {"configuration": vagrant_plan.configuration(asked, text), "log": str(directory / LOG)}
-        answer = self._enoslib(asked.experiment, asked.backend)("vagrant.reserve", arguments, progress)
+        limit_s = vagrant_plan.START_LIMIT_S + vagrant_plan.START_LIMIT_PER_MACHINE_S * len(asked.machines)
+        answer = self._enoslib(asked.experiment, asked.backend)("vagrant.reserve", arguments, progress, limit_s)
         ways = {way.name: way for way in map(Way.model_validate, answer)}
         machine.replace(directory / WAYS, json.dumps([way.model_dump() for way in ways.values()], indent=2) + "\n")
         return ways
@@ -248,9 +249,10 @@ class VagrantProvider:
         backends = [asked.backend] if asked else [name for name in BACKENDS if _there(name)]
         if asked and (directory / before / "Vagrantfile").exists():
             progress("destroying the machines")
+            limit_s = vagrant_plan.DESTROY_LIMIT_S + vagrant_plan.DESTROY_LIMIT_PER_MACHINE_S * len(asked.machines)
             try:
                 self._enoslib(experiment_name, asked.backend)(
-                    "vagrant.release", {"log": str(directory / LOG)}, progress
+                    "vagrant.release", {"log": str(directory / LOG)}, progress, limit_s
                 )
             except TestbedError as error:  # its records may be damaged; names are not
                 progress(f"Vagrant could not: {error.what.splitlines()[0]}; machines are removed by name")

@@ -77,6 +77,16 @@ BELONGS_TO = {
 }  # fmt: skip
 """Import name -> package that brings it, where they differ."""
 MOST_LINES, MOST_FUNCTION_LINES = 450, 60
+RUNS = frozenset(f"subprocess.{name}" for name in ("run", "call", "check_call", "check_output"))
+"""Calls that wait for a program; `interruption.run` takes none without a limit."""
+UNLIMITED = {
+    "commands": "`openstack`: the user's own command",
+    "host_environments": "tar at the end of ssh, whose call the driver limits",
+    "host_packages": "apt, which is not to be killed in the middle; the driver limits its wait (packages.LIMIT_S)",
+    "nspawn": "setsid --fork, which starts what outlives it",
+    "wan_uml": "setsid --fork, which starts what outlives it",
+}
+"""Module -> why a program that it runs has no limit of time there."""
 
 
 def sources() -> list[Path]:
@@ -225,3 +235,13 @@ def test_the_repository_knows_no_path_of_a_machine_that_it_was_written_on() -> N
             lines = [number for number, line in enumerate(text.splitlines(), 1) if private.search(line)]
             found.update({str(path.relative_to(ROOT)): lines} if lines else {})
     assert found == {}
+
+
+def test_a_program_that_is_waited_for_has_a_limit_of_time() -> None:
+    without = set()
+    for path in modules():
+        for part in ast.walk(parsed(path)):
+            if isinstance(part, ast.Call) and ast.unparse(part.func) in RUNS:
+                limited = any(word.arg == "timeout" for word in part.keywords)
+                without |= set() if limited else {name_of(path)}
+    assert without == set(UNLIMITED)

@@ -43,7 +43,7 @@ class Folders(Remote):
         program = command[4].replace('"/opt/discovery-deploy"', repr(str(self.place(host))))
         program = program.replace('"/var/lib/discovery-deploy/environments"', repr(str(self.root / host / "lists")))
         words = [sys.executable, *command[1:4], program, *command[5:]]
-        done = interruption.run(words, stdin)
+        done = interruption.run(words, stdin, 60)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -20,7 +20,7 @@ from discovery_deploy.first_login import Entered
 from discovery_deploy.model import Experiment
 from discovery_deploy.providers import vagrant
 from discovery_deploy.providers.base import Lack, Lease
-from discovery_deploy.vagrant_plan import NETWORKS, addresses
+from discovery_deploy.vagrant_plan import BOOT_LIMIT_S, NETWORKS, addresses
 from tests.unit.test_vagrant_plan import experiment
 
 
@@ -72,6 +72,7 @@ class Bed:
         self.asked: list[str] = []
         self.entered: list[tuple[str, str]] = []
         self.said: list[str] = []
+        self.limits_s: list[float] = []
         self.broken = ""
         found = acceleration.Acceleration(kvm=False, why="on paper")
         monkeypatch.setattr(vagrant, "BACKENDS", {"libvirt": lambda: self.libvirt})
@@ -80,8 +81,9 @@ class Bed:
         monkeypatch.setattr(acceleration, "acceleration", lambda cache, kernel, progress: found)
         monkeypatch.setattr(vagrant, "enter", self.enter)
 
-    def enoslib(self, verb: str, arguments: Mapping[str, Any], progress: Any) -> Any:
+    def enoslib(self, verb: str, arguments: Mapping[str, Any], progress: Any, limit_s: float) -> Any:
         self.asked.append(verb)
+        self.limits_s.append(limit_s)
         if self.broken:
             raise TestbedError(self.broken)
         if verb == "vagrant.release":
@@ -125,6 +127,14 @@ def test_a_lease_says_how_hosts_are_reached_and_that_they_shape(bed: Bed) -> Non
     assert (paris.management_address, paris.site_address) == ("192.168.121.2", given["paris-1"])
     assert (paris.site_device, paris.ssh) == ("eth1", {})
     assert sorted(bed.entered) == [("lyon-1", "ssh-ed25519 KEY"), ("paris-1", "ssh-ed25519 KEY")]
+
+
+def test_vagrant_has_twice_the_time_that_machines_may_take_to_start_and_less_to_destroy_them(bed: Bed) -> None:
+    bed.reserve(experiment())
+    bed.release()
+    start_s, destroy_s = bed.limits_s
+    assert start_s >= 2 * 2 * BOOT_LIMIT_S, "two machines, perhaps one after the other"
+    assert 0 < destroy_s < start_s
 
 
 def test_reserved_again_machines_that_live_are_left_alone(bed: Bed) -> None:
