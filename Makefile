@@ -15,10 +15,10 @@ TEST_STAMP := $(VENV)/.installed-tests
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: demo test style unit integration extended machines bench install clean help
+.PHONY: demo test style unit integration test-quick extended machines bench install clean help
 
 help: ## What can be made
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
 # $(call apt_install,packages): installs only when something is missing, so that a warm machine needs no network.
 define apt_install
@@ -62,6 +62,8 @@ extended: $(TEST_STAMP) ## Integration tests that `make test` leaves out for the
 
 machines: $(TEST_STAMP) ## Of the integration tests, those on virtual machines
 	$(BIN)/python -m pytest -q tests -m machines $(INTEGRATION) --durations=10
+
+test-quick: style unit ## What needs no hosts: style, unit, contract; about a minute
 
 test: style unit integration ## All tests: style, unit, contract, then the real deployments
 

@@ -174,6 +174,7 @@ def variables(experiment: Experiment, lease: Lease, secrets: Secrets, environmen
         "rally_user_password": secrets.bench_password,
         "keystone_bench_users": [bench_user(host.site) for host in role_hosts(experiment, lease, "bench")],
         "keystone_bench_password": secrets.bench_password,
+        "keystone_hash_rounds": hash_rounds(experiment),
     }
     return Variables(shared=shared | _keystone(secrets) | services.shared(environments), hosts=hosts)
 
@@ -187,6 +188,15 @@ def _keystone(secrets: Secrets) -> dict[str, Any]:
         "keystone_receipt_keys": list(secrets.receipt_keys),
         "keystone_credential_keys": list(secrets.credential_keys),
     }
+
+
+def hash_rounds(experiment: Experiment) -> int:
+    """Binary logarithm of the rounds of bcrypt in a password's hash, for users that deploy makes as for Keystone's own.
+
+    Keystone's default (keystone/conf/identity.py) where the experiment overrides it by nothing that Keystone takes.
+    """
+    asked = experiment.deployment.overrides.get("keystone", {}).get("identity", {}).get("password_hash_rounds")
+    return asked if type(asked) is int and 4 <= asked <= 31 else 12
 
 
 def backend_role(experiment: Experiment) -> str:

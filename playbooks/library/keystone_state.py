@@ -22,6 +22,8 @@ options:
   bench_users: {description: "Users with the role member, each in a project of its name.", type: list, elements: str,
     default: []}
   bench_password: {description: Their password., type: str, default: ''}
+  hash_rounds: {description: "Of bcrypt, as a power of two: what Keystone is configured with.", type: int,
+    default: 12}
 """
 PROGRAM = r"""
 import datetime, uuid
@@ -35,12 +37,12 @@ def change(what, statement, *values):
 
 def is_password(text, hashed):
     try:
-        return bcrypt.checkpw(text.encode(), hashed.encode())
-    except ValueError:
+        return int(hashed.split("$")[2]) == asked["hash_rounds"] and bcrypt.checkpw(text.encode(), hashed.encode())
+    except (IndexError, ValueError):
         return False
 
 def new_hash(text):
-    return bcrypt.hashpw(text.encode(), bcrypt.gensalt(12)).decode()
+    return bcrypt.hashpw(text.encode(), bcrypt.gensalt(asked["hash_rounds"])).decode()
 
 def identity(table, **known):
     cursor.execute(f"SELECT id FROM {table} WHERE " + " AND ".join(f"{name} = %s" for name in known),
@@ -171,6 +173,7 @@ def main() -> None:
             "service_password": {"type": "str", "default": "", "no_log": True},
             "bench_users": {"type": "list", "elements": "str", "default": []},
             "bench_password": {"type": "str", "default": "", "no_log": True},
+            "hash_rounds": {"type": "int", "default": 12},
         }
     )
     asked = {name: value for name, value in module.params.items() if name != "environment_directory"}

@@ -186,6 +186,9 @@ def test_every_service_has_its_overrides_as_they_are_written(tool: Tool, regions
         lines = tool("ssh", "rennes-1", "cat", path).stdout.splitlines()
         section = lines[lines.index("[as_written]") + 1 :]
         assert {f"{name} = {value}" for name, value in AS_WRITTEN.items()} <= set(section), path
+    # users that deploy makes itself have passwords as Keystone would make them
+    select = "'SELECT DISTINCT LEFT(password_hash, 7) FROM password'"
+    assert tool("ssh", "nantes-1", "mariadb", "-N", "keystone", "-e", select).stdout.split() == ["$2b$04$"]
 
 
 def test_regions_serve_every_site(regions: Cloud) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 
+import pytest
+
 from discovery_deploy import variables
 from discovery_deploy.variables import Secrets
 from tests.leased import ENVIRONMENTS, GALERA, MARIADB, SECRETS, experiment, lease
@@ -67,6 +69,13 @@ def test_rally_asks_the_keystone_of_its_own_site() -> None:
         "/opt/discovery-deploy/rally-bb/bin/python",
         "/var/lib/discovery-deploy/rally/rally.conf",
     )
+
+
+@pytest.mark.parametrize(("asked", "rounds"), [(4, 4), (31, 31), (3, 12), (True, 12), ("14", 12)])
+def test_users_of_ours_have_passwords_as_keystone_makes_them(asked: object, rounds: int) -> None:
+    overrides = {"keystone": {"identity": {"password_hash_rounds": asked}}}
+    assert told(MARIADB, overrides=overrides).shared["keystone_hash_rounds"] == rounds
+    assert told(MARIADB).shared["keystone_hash_rounds"] == 12
 
 
 def test_equal_experiments_give_equal_variables() -> None:
