@@ -177,9 +177,10 @@ def build(cache: Path, progress: Progress) -> Path:
         }  # fmt: skip
         told = image.steps(r"^I: (installing|extracting|down|packing).*", progress)
         with image.apt_options_file() as options:
-            bake = image.bake_command(directory / "root", image.apt_sources(), options, base, hooks())
+            bake = image.bake_command(directory / "root", options, base, hooks())
             command = image.contained(["/bin/sh", "-euc", BUILD, "build", *bake])
-            image.run_logged(command, log, "the build of the box", told, variables)
+            sources = image.sources_text(image.apt_sources())
+            image.run_logged(command, log, "the build of the box", told, variables, stdin=sources)
 
     return image.made_once(target, make, "the box", progress)
 

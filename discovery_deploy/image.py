@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from discovery_deploy import interruption
 from discovery_deploy.errors import TestbedError
@@ -129,24 +129,22 @@ def base_image(cache: Path, progress: Progress, variant: Variant = "base") -> Pa
         log = private_folder(cache / "logs") / f"image-{image_hash(variant)}.log"
         told = steps(r"^I: (installing|extracting|down).*", progress)
         with apt_options_file() as apt_options:
-            command = contained(bake_command(tree, apt_sources(), apt_options, base))
-            run_logged(command, log, f"the bake of the {variant} image", told)
+            command = contained(bake_command(tree, apt_options, base))
+            run_logged(command, log, f"the bake of the {variant} image", told, stdin=sources_text(apt_sources()))
 
     return made_once(cache / "images" / image_hash(variant), bake, f"the {variant} image", progress)
 
 
 def bake_command(
     tree: Path,
-    sources: Mapping[str, str],
     apt_options: Path,
     base: Path | None = None,
     hooks: Sequence[str] = (*FULL_HOOKS, IDENTITY_HOOK),
 ) -> list[str]:
-    """The mmdebstrap command line that makes `tree`.
+    """The mmdebstrap command line that makes `tree`; it reads `sources_text` on standard input.
 
     Args:
         tree: where.
-        sources: suite -> address of its archive.
         apt_options: file with apt's configuration that is needed to reach the archives; not kept in the tree.
         base: tree of the variant `base`; given, `tree` is made from a copy of it.
         hooks: shell commands that change the copy, whose path is "$1"; default: those of the variant `full`.
@@ -161,8 +159,17 @@ def bake_command(
     else:  # the copy brings its own apt sources and rules, which are the same, and all that is set up before
         options += ["--variant=custom", f'--setup-hook=cp -a --reflink=auto {shlex.quote(str(base))}/. "$1"']
         options += [f"--customize-hook={hook}" for hook in (*hooks, HOOKS[-1])]
-    lines = [f"deb {address} {suite} main" for suite, address in sources.items()]
-    return ["mmdebstrap", *options, RELEASE, str(tree), *lines]
+    return ["mmdebstrap", *options, RELEASE, str(tree), "-"]
+
+
+def sources_text(sources: Mapping[str, str]) -> str:
+    """The sources.list of the image, for suite -> address of its archive: addresses may have passwords. Pure."""
+    return "".join(f"deb {address} {suite} main\n" for suite, address in sources.items())
+
+
+def without_passwords(text: str) -> str:
+    """A text whose addresses have no user names and passwords. Pure."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 def apt_sources() -> dict[str, str]:
@@ -311,6 +318,15 @@ def _kill(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+@contextmanager
+def _readable(text: str) -> Iterator[IO[bytes]]:
+    """A nameless file of this text, to be read from its beginning."""
+    with tempfile.TemporaryFile() as file:
+        file.write(text.encode())
+        file.seek(0)
+        yield file
+
+
 def run_logged(
     command: Sequence[str],
     log: Path,
@@ -318,8 +334,11 @@ def run_logged(
     line_taken: Callable[[str], None],
     environment: Mapping[str, str] | None = None,
     limit_s: float = LIMIT_S,
+    stdin: str = "",
 ) -> None:
     """Run a program to its end; all it says goes to `log` (mode 0600) and, line by line, to `line_taken`.
+
+    Addresses that it says lose their passwords; those that it needs are given on its standard input.
 
     Raises:
         TestbedError: it cannot be started, failed, or was still running after `limit_s`; the end of its output is
@@ -332,14 +351,15 @@ def run_logged(
     try:
         log.unlink(missing_ok=True)
         log.touch(mode=0o600)
-        with log.open("w", encoding="utf-8") as kept, subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        with log.open("w", encoding="utf-8") as kept, _readable(stdin) as given, subprocess.Popen(
+            command, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             text=True, errors="replace", env=environment, start_new_session=True,
         ) as process, _ended_after(limit_s, process, late):  # fmt: skip
             assert process.stdout is not None
             kept.write(f"$ {shlex.join(command)}\n")
             with interruption.watched(process):
-                for line in process.stdout:
+                for said in process.stdout:
+                    line = without_passwords(said)
                     kept.write(line)
                     lines = [*lines[1 - KEPT_LINES :], line.rstrip()]
                     line_taken(line.rstrip())

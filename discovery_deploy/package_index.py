@@ -29,6 +29,7 @@ from packaging.utils import InvalidSdistFilename, parse_sdist_filename
 from packaging.version import InvalidVersion, Version
 
 from discovery_deploy import stack
+from discovery_deploy.image import without_passwords
 from discovery_deploy.patch_series import canonical
 from discovery_deploy.trees import MOST_BYTES
 
@@ -92,14 +93,16 @@ def fetch_sdist(project: str, version: str, hashes: Sequence[str], target: Path)
     candidate = chosen(index.candidates(project, version), project, version, hashes)
     found = index.download(candidate, target)
     if candidate.sha256 not in ("", found):
-        raise FetchError(f"{shown(candidate.url)}: its sha256 is {found}, and the index says {candidate.sha256}")
+        raise FetchError(
+            f"{without_passwords(candidate.url)}: its sha256 is {found}, and the index says {candidate.sha256}"
+        )
     if hashes and found not in hashes:
         raise FetchError(_not_locked(candidate, found))
     return found
 
 
 def _not_locked(candidate: Candidate, sha256: str) -> str:
-    return f"{shown(candidate.url)}: its sha256 is {sha256}, which the lock does not hold"
+    return f"{without_passwords(candidate.url)}: its sha256 is {sha256}, which the lock does not hold"
 
 
 def chosen(candidates: Sequence[Candidate], project: str, version: str, hashes: Sequence[str]) -> Candidate:
@@ -203,11 +206,6 @@ def uv_index(environment: Mapping[str, str]) -> str:
     return urlunsplit(parts)
 
 
-def shown(url: str) -> str:
-    """An address without user name and password. Pure."""
-    return re.sub(r"//[^/@\s]*@", "//", url)
-
-
 # pages
 
 
@@ -250,7 +248,7 @@ def json_candidates(page: str, url: str) -> list[Candidate]:
             for file in json.loads(page)["files"]
         ]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise FetchError(f"{shown(url)}: is no page of a package index (PEP 691)") from error
+        raise FetchError(f"{without_passwords(url)}: is no page of a package index (PEP 691)") from error
 
 
 class Index:
@@ -305,7 +303,7 @@ class Index:
         kind = encoding = final = ""
         for response, chunk in self._read(url, MOST_PAGE_BYTES, missing_is_empty=True):
             kept += chunk
-            kind, final = response.headers.get("Content-Type", ""), shown(response.url)
+            kind, final = response.headers.get("Content-Type", ""), without_passwords(response.url)
             encoding = response.encoding or "utf-8"
         try:
             text = kept.decode(encoding or "utf-8", "replace")
@@ -335,17 +333,17 @@ class Index:
                 if response.status_code == 404 and missing_is_empty:
                     return
                 if response.status_code != 200:
-                    raise FetchError(f"{shown(url)}: {response.status_code} {response.reason}")
+                    raise FetchError(f"{without_passwords(url)}: {response.status_code} {response.reason}")
                 yield response, b""
                 for chunk in response.iter_content(_CHUNK):
                     size += len(chunk)
                     if size > most:
-                        raise FetchError(f"{shown(url)}: is longer than {most // 1_000_000} MB")
+                        raise FetchError(f"{without_passwords(url)}: is longer than {most // 1_000_000} MB")
                     if time.monotonic() > end:
-                        raise FetchError(f"{shown(url)}: timed out after {DOWNLOAD_LIMIT_S:g} s")
+                        raise FetchError(f"{without_passwords(url)}: timed out after {DOWNLOAD_LIMIT_S:g} s")
                     yield response, chunk
         except (requests.RequestException, OSError) as error:
-            raise FetchError(f"{shown(url)}: {shown(str(error))[:300]}") from error
+            raise FetchError(f"{without_passwords(url)}: {without_passwords(str(error))[:300]}") from error
 
     def _answer(self, url: str) -> requests.Response:
         """The answer to a request, of which only the head is read; asked again when a server has none at the moment."""
@@ -385,7 +383,7 @@ class Index:
         if parts.scheme == "http" and _is_this_machine(parts.hostname or ""):
             return
         advice = "name its host in pip's `trusted-host` if it is to be trusted"
-        raise FetchError(f"{shown(url)}: is not https; {advice}")
+        raise FetchError(f"{without_passwords(url)}: is not https; {advice}")
 
 
 def _host(netloc: str) -> str:

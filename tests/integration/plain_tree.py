@@ -20,11 +20,11 @@ def plain_tree(cache: Path) -> Path:
     def bake(tree: Path) -> None:
         options = ["--mode=root", "--format=directory", "--dpkgopt=force-unsafe-io", "--variant=minbase"]
         options += [f"--include={','.join(PACKAGES)}", *(f"--customize-hook={hook}" for hook in HOOKS)]
-        lines = [f"deb {address} {suite} main" for suite, address in image.apt_sources().items()]
+        log, sources = cache / "logs" / "plain.log", image.sources_text(image.apt_sources())
         (cache / "logs").mkdir(exist_ok=True)
         with image.apt_options_file() as apt:
-            command = image.contained(["mmdebstrap", *options, f"--aptopt={apt}", image.RELEASE, str(tree), *lines])
-            image.run_logged(command, cache / "logs" / "plain.log", "the bake of a plain Debian", lambda line: None)
+            command = image.contained(["mmdebstrap", *options, f"--aptopt={apt}", image.RELEASE, str(tree), "-"])
+            image.run_logged(command, log, "the bake of a plain Debian", lambda line: None, stdin=sources)
 
     name = f"plain-{image.digest(image.RELEASE, PACKAGES, HOOKS)}"
     return image.made_once(cache / "images" / name, bake, "a plain Debian", print)

@@ -16,6 +16,8 @@ MMDEBSTRAP = """\
 # notes how it was called, and makes the tree
 tr '\\0' ' ' < /proc/$$/cmdline > "$SEEN/cmdline"
 ps -eo args >> "$SEEN/cmdline"
+cat > "$SEEN/sources"
+echo "E: Failed to fetch $(sed -n 's/^deb //;s/ .*//;1p' "$SEEN/sources")/dists/x"
 for word; do
     case "$word" in
         --aptopt=/*) cp "${word#--aptopt=}" "$SEEN/options"; stat --format=%a "${word#--aptopt=}" > "$SEEN/mode" ;;
@@ -27,10 +29,11 @@ done
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine whose apt has a proxy with a password, and an mmdebstrap that notes how it is called."""
+    """A machine whose apt has a proxy and an archive with passwords, and an mmdebstrap that notes how it is called."""
     (tmp_path / "bin").mkdir()
     for name, text in (
         ("mmdebstrap", MMDEBSTRAP),
+        ("apt-get", f"#!/bin/sh\necho 'http://joe:{SECRET}@archive.example.org/debian bookworm main'\n"),
         ("apt-config", f"#!/bin/sh\necho 'Acquire::http::Proxy \"http://joe:{SECRET}@proxy:3128\";'\n"),
     ):
         (tmp_path / "bin" / name).write_text(text)
@@ -51,6 +54,17 @@ def test_a_bake_gets_the_proxys_password_in_a_file_that_goes(machine: Path) -> N
         assert SECRET not in seen
     (option,) = [word for word in (machine / "cmdline").read_text().split() if word.startswith("--aptopt=/")][:1]
     assert not Path(option.removeprefix("--aptopt=")).exists()
+
+
+def test_a_bake_gets_the_passwords_of_archives_by_standard_input(machine: Path) -> None:
+    told: list[str] = []
+    image.base_image(machine / "cache", told.append, "base")
+    first = f"deb http://joe:{SECRET}@archive.example.org/debian bookworm main"
+    assert (machine / "sources").read_text().splitlines()[0] == first
+    (log,) = (machine / "cache" / "logs").iterdir()
+    assert "Failed to fetch http://archive.example.org/debian/dists/x" in log.read_text()
+    for seen in ((machine / "cmdline").read_text(), log.read_text(), *told):
+        assert SECRET not in seen
 
 
 def test_only_builds_that_are_online_are_told_the_index() -> None:

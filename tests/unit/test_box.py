@@ -78,7 +78,7 @@ def test_units_that_the_base_image_masks_for_containers_are_there_for_machines()
 
 
 def test_the_bake_begins_with_the_base_image_and_ends_with_hosts_own_directories(tmp_path: Path) -> None:
-    command = image.bake_command(tmp_path / "root", image.SUITES, tmp_path / "apt", tmp_path / "base", box.hooks())
+    command = image.bake_command(tmp_path / "root", tmp_path / "apt", tmp_path / "base", box.hooks())
     hooks = [word.partition("=")[2] for word in command if word.startswith("--customize-hook=")]
     assert hooks == [*box.hooks(), image.HOOKS[-1]]
     assert f'--setup-hook=cp -a --reflink=auto {tmp_path}/base/. "$1"' in command

@@ -36,12 +36,11 @@ def test_a_machine_without_usable_sources_takes_debians() -> None:
 
 
 def test_the_bake_is_told_how_to_reach_archives_and_the_tree_forgets_it() -> None:
-    command = image.bake_command(Path("/c/t"), image.SUITES, Path("/c/apt"))
+    command = image.bake_command(Path("/c/t"), Path("/c/apt"))
     assert "--aptopt=/c/apt" in command
     assert any("99mmdebstrap" in word and "rm" in word for word in command)
-    assert command[-5:] == [
-        "bookworm",
-        "/c/t",
+    assert command[-3:] == ["bookworm", "/c/t", "-"], "sources come by standard input"
+    assert image.sources_text(image.SUITES).splitlines() == [
         "deb http://deb.debian.org/debian bookworm main",
         "deb http://deb.debian.org/debian bookworm-updates main",
         "deb http://deb.debian.org/debian-security bookworm-security main",
@@ -56,7 +55,7 @@ def test_the_hash_is_that_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_full_image_is_made_from_the_base_and_its_hash_follows(monkeypatch: pytest.MonkeyPatch) -> None:
-    command = image.bake_command(Path("/c/t"), image.SUITES, Path("/c/apt"), Path("/c/images/a b"))
+    command = image.bake_command(Path("/c/t"), Path("/c/apt"), Path("/c/images/a b"))
     assert "--variant=custom" in command
     assert """--setup-hook=cp -a --reflink=auto '/c/images/a b'/. "$1\"""" in command
     assert not any(word.startswith("--include") for word in command)
