@@ -14,7 +14,7 @@ from discovery_deploy.model import Experiment, Strict
 from discovery_deploy.names import is_name
 from discovery_deploy.references import Mistake, Place
 from discovery_deploy.sources import Resolver, SourcesError
-from discovery_deploy.workspace import Workspace, is_workspace, results_directory, write_file
+from discovery_deploy.workspace import Workspace, is_workspace, refuse_path, results_directory, write_file
 
 COPY = "experiment.yaml"
 """The workspace keeps the experiment file as it was at the last run."""
@@ -83,9 +83,11 @@ def workspace_of(opened: Opened, chosen: Path | None) -> Workspace:
     """The workspace of an experiment, made when missing.
 
     Raises:
-        StateError: the folder belongs to an experiment of another name.
+        StateError: the folder belongs to an experiment of another name, or Ansible and ssh could not be told its path.
     """
-    workspace = Workspace(chosen or results_directory() / opened.experiment.name)
+    folder = (chosen or results_directory() / opened.experiment.name).absolute()
+    refuse_path(folder)
+    workspace = Workspace(folder)
     marker = workspace.path / "name"
     if marker.exists() and (name := workspace.name) != opened.experiment.name:
         raise StateError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -43,6 +44,8 @@ OF_THE_HOSTS = (
 """Files that make sense with the hosts alone, in the order in which they go: a state without its hosts is no state."""
 
 KEYGEN_LIMIT_S = 60.0
+IN_PATHS = r"[\w /.+@=()-]"
+"""What may stand in the path of a workspace that is worked in."""
 
 
 def now() -> str:
@@ -85,6 +88,24 @@ def is_workspace(path: Path) -> bool:
     with suppress(OSError, ValueError):
         return (path / "name").exists()
     return False
+
+
+def refuse_path(path: Path) -> None:
+    """Refuse a path of a workspace that the programs which get it do not take as it is.
+
+    Ansible replaces `$NAME` in paths of its configuration and splits lists of them at ":", ssh replaces `%h` and
+    `${NAME}`. `release`, `status` and `ssh` do not ask here: what is there can be looked at and given back.
+
+    Raises:
+        StateError: a character of the path is none of `IN_PATHS`.
+    """
+    strange = sorted(set(re.sub(IN_PATHS, "", str(path))))
+    if strange:
+        raise StateError(
+            f"{str(path)!r}: Ansible and ssh take no path of a workspace with {' '.join(map(repr, strange))}",
+            "Choose another folder with --workspace or DISCOVERY_DEPLOY_RESULTS (letters, digits, spaces and "
+            "/ . _ - + @ = ( ) are taken), or move this one there.",
+        )
 
 
 def same_folder(one: Path, other: Path) -> bool:
