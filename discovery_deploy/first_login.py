@@ -9,9 +9,11 @@ import json
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from discovery_deploy import interruption
 from discovery_deploy.errors import TestbedError
+from discovery_deploy.remote import config_word
 from discovery_deploy.strict import Strict
 from discovery_deploy.vagrant_plan import Way
 
@@ -43,11 +45,17 @@ class Entered(Strict):
     """Its network device with that address."""
 
 
-def way_in(way: Way) -> list[str]:
-    """The ssh command line that runs `sh` as root on a machine, with the key of whoever made it. Pure."""
+def way_in(way: Way, known_hosts: Path) -> list[str]:
+    """The ssh command line that runs `sh` as root on a machine, with the key of whoever made it. Pure.
+
+    Args:
+        way: to the machine.
+        known_hosts: takes the host key that it shows at first, under its name; another one is refused then.
+    """
     options = {
-        "IdentitiesOnly": "yes", "StrictHostKeyChecking": "no", "UserKnownHostsFile": "/dev/null",
-        "GlobalKnownHostsFile": "/dev/null", "LogLevel": "ERROR", "BatchMode": "yes", "ConnectTimeout": "30",
+        "IdentitiesOnly": "yes", "StrictHostKeyChecking": "accept-new", "HostKeyAlias": way.name,
+        "UserKnownHostsFile": config_word(known_hosts), "HashKnownHosts": "no", "GlobalKnownHostsFile": "/dev/null",
+        "LogLevel": "ERROR", "BatchMode": "yes", "ConnectTimeout": "30",
     }  # fmt: skip
     words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
     shell = "sh -s" if way.user == "root" else "sudo -n sh -s"
@@ -68,6 +76,14 @@ def way_in(way: Way) -> list[str]:
     ]
 
 
+def host_keys(known_hosts: Path) -> dict[str, str]:
+    """Host -> its public key, of a file that `way_in` has written; empty when there is none."""
+    if not known_hosts.exists():
+        return {}
+    lines = known_hosts.read_text(encoding="utf-8").splitlines()
+    return {name: key for name, _, key in (line.partition(" ") for line in lines) if key}
+
+
 def enter(name: str, way: Sequence[str], public_key: str, addresses: Mapping[str, str]) -> Entered:
     """Let the experiment's key in for root, tell the machine the others' names, and see what it is.
 
@@ -77,7 +93,8 @@ def enter(name: str, way: Sequence[str], public_key: str, addresses: Mapping[str
         public_key: may log in as root from now on.
         addresses: host -> site address, of all hosts.
     Raises:
-        TestbedError: it does not answer, is not Debian 12, lacks Python, or does not have its address.
+        TestbedError: it does not answer, is not the machine it was, is not Debian 12, lacks Python, or does not have
+            its address.
     """
     lines = ["127.0.0.1 localhost", *(f"{address} {host}" for host, address in sorted(addresses.items()))]
     given = {"KEY": public_key.strip(), "HOSTS": "\n".join(lines) + "\n"}
@@ -86,6 +103,11 @@ def enter(name: str, way: Sequence[str], public_key: str, addresses: Mapping[str
         done = interruption.run(way, script, LIMIT_S)
     except subprocess.TimeoutExpired:
         raise TestbedError(f"{name}: no answer by ssh within {LIMIT_S:g} s", "Reserve again, or release.") from None
+    if "Host key verification failed" in done.stderr:
+        raise TestbedError(
+            f"{name}: it shows another host key than at its first login: another machine may answer in its place",
+            "Look at the machines of this machine's hypervisor; then release, and reserve again.",
+        )
     if done.returncode:
         said = done.stderr.strip() or f"status {done.returncode}"
         raise TestbedError(f"{name}: the first login failed: {said}", "Look at the box, its `user` and its packages.")

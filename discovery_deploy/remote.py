@@ -65,10 +65,10 @@ def ssh_config_text(
     lines += [
         "Host *",
         "  User root",
-        f"  IdentityFile {_path(key)}",
+        f"  IdentityFile {config_word(key)}",
         "  IdentitiesOnly yes",
         f"  StrictHostKeyChecking {'yes' if all_known else 'accept-new'}",
-        f"  UserKnownHostsFile {_path(known_hosts)}",
+        f"  UserKnownHostsFile {config_word(known_hosts)}",
         "  GlobalKnownHostsFile /dev/null",
         "  LogLevel ERROR",
         "  ConnectTimeout 10",
@@ -104,8 +104,8 @@ def write_ssh_config(workspace: Workspace, lease: Lease, before: Lease | None) -
     write_file(workspace.ssh_config, text, 0o600)
 
 
-def _path(path: Path) -> str:
-    """A path as a word of an ssh_config, where "%" begins what ssh puts in."""
+def config_word(path: Path) -> str:
+    """A path as a word of an ssh_config or of an option of ssh, where "%" begins what ssh puts in."""
     return '"' + str(path).replace("%", "%%") + '"'
 
 

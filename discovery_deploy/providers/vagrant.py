@@ -19,7 +19,7 @@ from pathlib import Path
 from discovery_deploy import acceleration, box, machine, site_networks, vagrant_plan
 from discovery_deploy.enoslib_calls import Enoslib
 from discovery_deploy.errors import TestbedError
-from discovery_deploy.first_login import Entered, enter, way_in
+from discovery_deploy.first_login import Entered, enter, host_keys, way_in
 from discovery_deploy.hypervisor import BACKENDS, PACKAGES, Hypervisor, Libvirt
 from discovery_deploy.machine import MachineError
 from discovery_deploy.model import Experiment
@@ -36,6 +36,8 @@ ASKED = "request.json"
 """File beside an experiment's machines: what was asked of Vagrant."""
 WAYS = "ways.json"
 """File with how ssh reaches the machines with Vagrant's keys."""
+KNOWN = "known_hosts"
+"""File with the host keys that the machines showed at their first login since Vagrant started them."""
 LOG = "vagrant.log"
 MARK = "DISCOVERY_DEPLOY_VAGRANT"
 """Environment variable of Vagrant's processes: the directory of their experiment."""
@@ -112,11 +114,13 @@ class VagrantProvider:
         ways = read_ways(directory)
         if not self._all_well(hypervisor, asked, ways):
             ways = self._start(asked, progress)
+        known = directory / KNOWN
         entered = side_by_side(
-            lambda way: enter(way.name, way_in(way), public_key, addresses), [ways[name] for name in asked.machines]
+            lambda way: enter(way.name, way_in(way, known), public_key, addresses),
+            [ways[name] for name in asked.machines],
         )
         found = dict(zip(asked.machines, entered, strict=True))
-        return lease(experiment, asked, ways, found, hypervisor)
+        return lease(experiment, asked, ways, found, hypervisor, host_keys(known))
 
     def _request(
         self,
@@ -170,7 +174,8 @@ class VagrantProvider:
         """Let EnOSlib start what does not run; machine -> how it is reached with Vagrant's key."""
         directory = folder_of(self.state, asked.experiment)
         end_marked(f"{MARK}={directory}")
-        (directory / WAYS).unlink(missing_ok=True)
+        for file in (WAYS, KNOWN):
+            (directory / file).unlink(missing_ok=True)
         settings, version = self._libvirt(asked, progress), None
         if asked.box == box.NAME:
             version = box.box_version(box.built(self.cache).name)
@@ -265,7 +270,7 @@ class VagrantProvider:
             if left:
                 raise TestbedError(f"{experiment_name}: {backend} still has {', '.join(left)}", "Release again.")
         machine.remove_own(directory / before, known=True)  # Vagrant's own, in ours
-        for file in (ASKED, WAYS):
+        for file in (ASKED, WAYS, KNOWN):
             (directory / file).unlink(missing_ok=True)
 
     def holder(self, experiment_name: str) -> Path | None:
@@ -285,7 +290,12 @@ class VagrantProvider:
 
 
 def lease(
-    experiment: Experiment, asked: Request, ways: dict[str, Way], entered: dict[str, Entered], hypervisor: Hypervisor
+    experiment: Experiment,
+    asked: Request,
+    ways: dict[str, Way],
+    entered: dict[str, Entered],
+    hypervisor: Hypervisor,
+    keys: dict[str, str],
 ) -> Lease:
     """The lease of an experiment whose machines run and were entered."""
     before = vagrant_plan.prefix(asked.experiment)
@@ -302,7 +312,7 @@ def lease(
         provider="vagrant", experiment=experiment.name, hosts=tuple(hosts), router="hosts", shaped="hosts",
         software="shipped", site_subnets={}, site_devices={}, site_gateways={},
         identities={host.name: hypervisor.identity(f"{before}{host.name}") for host in hosts},
-        details={"backend": asked.backend, "box": asked.box, "network": asked.network},
+        details={"backend": asked.backend, "box": asked.box, "network": asked.network, "host_keys": keys},
     )  # fmt: skip
 
 

@@ -137,6 +137,17 @@ def test_vagrant_has_twice_the_time_that_machines_may_take_to_start_and_less_to_
     assert 0 < destroy_s < start_s
 
 
+def test_host_keys_are_kept_while_machines_run_and_forgotten_when_they_are_started(bed: Bed) -> None:
+    bed.reserve(experiment())
+    known = bed.provider.state / "paper" / vagrant.KNOWN
+    known.write_text("paris-1 ssh-ed25519 P\nlyon-1 ssh-ed25519 L\n")  # by ssh, at the first login
+    lease = bed.reserve(experiment())
+    assert lease.details["host_keys"] == {"paris-1": "ssh-ed25519 P", "lyon-1": "ssh-ed25519 L"}
+    bed.libvirt.up.clear()
+    assert bed.reserve(experiment()).details["host_keys"] == {}
+    assert not known.exists()
+
+
 def test_reserved_again_machines_that_live_are_left_alone(bed: Bed) -> None:
     first = bed.reserve(experiment())
     assert bed.reserve(experiment()) == first
