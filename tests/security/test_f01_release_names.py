@@ -118,6 +118,9 @@ def test_an_experiment_that_is_called_as_a_folder_of_other_providers_removes_non
     record.touch()
     for name in ("nested", "static", "vagrant", "g5k"):
         tool("release", name)
+        (tmp_path / "state" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "state" / name / machine.MARK).touch()
+        PROVIDERS["local"](tmp_path / "state").release(name, print)
     assert record.exists()
 
 

@@ -110,6 +110,22 @@ class TestArithmetic:
         assert probe.one_way([0.01] * 4) == {"count": 4, "median_s": 0.01, "jitter_s": None}
         assert probe.one_way([]) == {"count": 0, "median_s": None, "jitter_s": None}
 
+    def test_the_way_there_is_the_request_s_and_the_way_back_the_rest(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        arrivals_ns = iter((1_005_000_000, 1_085_000_000))
+        monkeypatch.setattr(probe, "arrival_ns", lambda ancillary: next(arrivals_ns))
+        echoes = probe.Echoes([])
+        echoes.rtts_s, echoes.there_s, echoes.duplicates, echoes.unsent = [{}], [{}], [0], [0]
+        echoes.targets = [(0, "10.0.0.1")]
+        wire, station = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with echoes.poll, wire, station:
+            for kind in (probe.ECHO_REQUEST, probe.ECHO_REPLY):
+                wire.send(b"\x45" + bytes(19) + probe.ECHO.pack(kind, 0, 0, 1, 0, echoes.nonce, 0, 0, 1_000_000_000))
+            echoes.receive(station)
+        (found,) = echoes.results(1)
+        assert found["median_s"] == pytest.approx(0.085)
+        assert found["there"]["median_s"] == pytest.approx(0.005)
+        assert found["back"]["median_s"] == pytest.approx(0.08)
+
     def test_the_kernel_s_time_is_taken_where_there_is_one(self) -> None:
         data = struct.pack("@ll", 12, 34)
         assert probe.arrival_ns([(socket.SOL_SOCKET, probe.SO_TIMESTAMPNS, data)]) == 12_000_000_034

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import pytest
 
 from discovery_deploy import image, wan_acts
+from discovery_deploy.bench import SiteResult
 from discovery_deploy.campaign import set_at, settings
 from discovery_deploy.driver import Driver, PlannedRun
 from discovery_deploy.errors import StateError
@@ -224,6 +225,28 @@ def test_facts_are_asked_of_the_hosts_that_are_there(tmp_path: Path, monkeypatch
     bed._keep(State())
     driver.collect()
     assert len(seen) == 2, "hosts of no setting of this file are not asked"
+
+
+def test_a_run_in_which_every_iteration_failed_is_not_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = experiment()
+    driver = Driver(reserved(asked, workspace(tmp_path / "w"), Machines()), "")
+    (planned,) = driver.planned()
+    failed = [{"error": ["NotFound", "no such domain"], "timestamp": 1.0}] * planned.scenario.times
+    report = {"tasks": [{"status": "finished", "subtasks": [{"title": "x", "workloads": [{"data": failed}]}]}]}
+
+    class Clients:
+        def load(self, hosts: Any, run: str, task: Any, times: int, folder: Path) -> list[SiteResult]:
+            (folder / "nantes").mkdir(parents=True)
+            (folder / "nantes" / "rally.json").write_text(json.dumps(report))
+            return [SiteResult(site="nantes")]
+
+    as_asked = WanReport(pairs=(), measured_at="t")
+    monkeypatch.setattr(Driver, "_kept_clients", lambda self, asked: Clients())
+    monkeypatch.setattr(Testbed, "verify", lambda self, asked: as_asked)
+    driver._run(planned, as_asked, "1/1")
+    (record,) = driver.records()
+    assert (record.status, record.valid) == ("done", False)
+    assert record.problems == ("every iteration at nantes failed; the first error: NotFound: no such domain",)
 
 
 def test_facts_are_brought_home_before_hosts_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
