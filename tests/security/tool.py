@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from discovery_deploy import cli
+from discovery_deploy import cli, commands
 from discovery_deploy.providers.base import HOLDER, Lease, LeasedHost
 from discovery_deploy.workspace import Workspace
 
@@ -32,6 +34,12 @@ def command_line(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setenv("DISCOVERY_DEPLOY_STATE", str(folder / "state"))
     monkeypatch.setenv("DISCOVERY_DEPLOY_CACHE", str(folder / "cache"))
     monkeypatch.delenv("DISCOVERY_DEPLOY_RESULTS", raising=False)
+
+    def became(arguments: Sequence[str], environment: dict[str, str] | None = None) -> None:
+        """What would take the place of the tests runs beside them."""
+        sys.exit(subprocess.run(arguments, env=environment, stdin=subprocess.DEVNULL, check=False).returncode)
+
+    monkeypatch.setattr(commands, "_take_over", became)
 
     def call(*words: str) -> Said:
         monkeypatch.setattr("sys.argv", ["discovery-deploy", *words])
