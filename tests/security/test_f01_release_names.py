@@ -20,6 +20,7 @@ from discovery_deploy.providers.vagrant import VagrantProvider
 from discovery_deploy.records import RunRecord
 from discovery_deploy.workspace import Workspace
 from tests.security.tool import Tool, held, workspace_of
+from tests.synthetic_campaign import campaign
 
 NO_NAMES = ["", ".", "..", "../victim", "/proc/nowhere", "a/b", "A", "-x", "a b", "a\nb", "$(id)", "x" * 21]
 """No path among them leads out of a test's own folder: code without the check would remove what is there."""
@@ -231,9 +232,19 @@ def test_a_record_whose_folder_is_elsewhere_is_refused(tmp_path: Path) -> None:
     assert names.is_name("create_and_list_users-galera-25-ms-1-0f3a9c1e~2", names.RUN_ID)
     workspace = Workspace(tmp_path)
     (workspace.path / "runs" / "a").mkdir(parents=True)
-    (workspace.path / "runs" / "a" / "record.json").write_text('{"id": "..", "files": {"lyon": "../../.."}}')
+    whole = campaign().runs[0]
+
+    def kept(**wrong: object) -> RunRecord | None:
+        record = {**whole.model_dump(mode="json", by_alias=True), **wrong}
+        (workspace.path / "runs" / "a" / "record.json").write_text(json.dumps(record))
+        return workspace.load("runs/a/record.json", RunRecord)
+
+    assert kept() == whole
     with pytest.raises(StateError, match=r"record.json: not readable"):
-        workspace.load("runs/a/record.json", RunRecord)
+        kept(id="..")
+    for files in ({"lyon": "../../.."}, {"..": "lyon"}):
+        with pytest.raises(StateError, match=r"record.json: not readable"):
+            kept(files=files)
 
 
 def test_a_lease_whose_host_is_a_path_is_refused(tool: Tool, tmp_path: Path) -> None:
