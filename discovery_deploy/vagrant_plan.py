@@ -24,7 +24,7 @@ START_LIMIT_S, START_LIMIT_PER_MACHINE_S = 1800.0, 1800.0
 """How long Vagrant may take to start machines: twice `BOOT_LIMIT_S` for each, since it may start them one by one."""
 DESTROY_LIMIT_S, DESTROY_LIMIT_PER_MACHINE_S = 300.0, 120.0
 """How long it may take to destroy them; then they are removed by name."""
-TRANSLATION_MB = 64
+TRANSLATION_MB = 256
 """Memory for translated code of an emulated machine; QEMU's default takes up to 1 GB for each."""
 
 

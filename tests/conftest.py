@@ -1,4 +1,4 @@
-"""Which tests may run side by side: `make integration` has two processes for them."""
+"""Which tests may run side by side: `make integration` has three processes for them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ KERNELS = (
 )
 """Files that start kernels of their own, each of which keeps a processor busy: one at a time, whoever else runs."""
 
-LONGEST = "test_topologies"
-"""A file that must not be the last one: the other process would wait for it."""
+LONGEST = ("test_topologies", *KERNELS)
+"""Files that must not be the last ones: the other processes would wait for them."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, the others as they were."""
-    items.sort(key=lambda item: item.path.stem != LONGEST)
+    """The longest files first, the others as they were."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 class Lanes(LoadFileScheduling):  # type: ignore[misc] # pytest-xdist has no types

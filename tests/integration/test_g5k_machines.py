@@ -50,7 +50,7 @@ def bed(tmp_path_factory: pytest.TempPathFactory, image: Path) -> Iterator[G5kBe
     work = tmp_path_factory.mktemp("g5k")
     with (
         pytest.MonkeyPatch.context() as monkeypatch,
-        fake_grid5000(work, image, monkeypatch, str(built), "kvm" if kvm else "tcg,tb-size=64") as bed,
+        fake_grid5000(work, image, monkeypatch, str(built), "kvm" if kvm else "tcg,tb-size=256") as bed,
     ):
         (work / f"{NAME}.yaml").write_text(EXPERIMENT)
         yield bed

@@ -107,4 +107,4 @@ def test_the_emulator_gives_qemu_less_memory_for_translated_code_and_all_else_as
     emulator.chmod(0o755)
     given = ["-name", "a b", "-accel", "tcg", "-accel", "kvm", "-append", "x tcg"]
     told = subprocess.run([str(emulator), *given], capture_output=True, text=True, check=True).stdout
-    assert told.split("|")[:-1] == ["-name", "a b", "-accel", "tcg,tb-size=64", "-accel", "kvm", "-append", "x tcg"]
+    assert told.split("|")[:-1] == ["-name", "a b", "-accel", "tcg,tb-size=256", "-accel", "kvm", "-append", "x tcg"]
