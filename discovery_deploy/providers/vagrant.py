@@ -192,7 +192,8 @@ class VagrantProvider:
         """Settings of Vagrant's libvirt provider; empty with another backend."""
         if asked.backend != "libvirt":
             return {}
-        boot, kernel = {}, None
+        boot: dict[str, str] = {}
+        kernel = None
         if asked.box == box.NAME:
             # libvirt's own account reads them: Vagrant's copy is in a home directory
             built = box.built(self.cache)
@@ -204,6 +205,8 @@ class VagrantProvider:
             qemu = shutil.which(acceleration.EMULATOR) or acceleration.EMULATOR
             emulator.parent.mkdir(parents=True, exist_ok=True)
             machine.replace(emulator, vagrant_plan.emulator_text(qemu), 0o755)
+            if boot:
+                boot["cmd_line"] = f"{box.COMMAND_LINE} {box.EMULATED}"
         return vagrant_plan.libvirt_settings(found.kvm, str(emulator), boot)
 
     def _enoslib(self, experiment_name: str, backend: str) -> Enoslib:

@@ -8,11 +8,12 @@ import subprocess
 import time
 from pathlib import Path
 
+from discovery_deploy.box import COMMAND_LINE, EMULATED
 from tests.fake_g5k import views
 from tests.fake_g5k.machines import NamespaceMachines, answers, run
 
 BOOT_S = 300.0
-COMMAND_LINE = "root=/dev/vda rw console=ttyS0 net.ifnames=0 quiet systemd.hostname="
+KERNEL_COMMAND_LINE = f"{COMMAND_LINE} {EMULATED} systemd.hostname="
 
 
 class VirtualMachines(NamespaceMachines):
@@ -83,7 +84,7 @@ class VirtualMachines(NamespaceMachines):
             "qemu-system-x86_64", "-name", short, "-machine", "q35", "-accel", self.accelerated,
             "-m", "2048", "-smp", "1", "-display", "none", "-serial", f"file:{folder / 'console'}",
             "-kernel", str(self.box / "vmlinuz"), "-initrd", str(self.box / "initrd.img"),
-            "-append", COMMAND_LINE + short,
+            "-append", KERNEL_COMMAND_LINE + short,
             "-drive", f"file={disk},if=virtio,cache=unsafe",
             "-netdev", f"tap,id=n0,ifname={device},script=no,downscript=no",
             "-device", f"virtio-net-pci,netdev=n0,mac={self._mac(self.names[name])}",
