@@ -67,8 +67,8 @@ test-quick: style unit ## What needs no hosts: style, unit, contract; about a mi
 
 test: style unit integration ## All tests: style, unit, contract, then the real deployments
 
-bench: $(STAMP) ## Measure how fast it is; writes docs/benchmarks.md
-	$(BIN)/python benchmarks/bench.py
+bench: $(STAMP) ## Measure how fast it is (PART=NAME: that alone); writes docs/benchmarks.json, docs/benchmarks.md
+	$(BIN)/python benchmarks/bench.py $(PART)
 
 clean: ## Remove the Python environment (caches stay in /var/cache/discovery-deploy)
 	rm -rf $(VENV) build dist *.egg-info

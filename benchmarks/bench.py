@@ -1,6 +1,7 @@
-"""How fast it is: measures and writes docs/benchmarks.md, with the machine's facts. Run by `make bench` as root.
+"""How fast it is: measures, and writes docs/benchmarks.json and of it docs/benchmarks.md. Run by `make bench` as root.
 
-Each measurement is one run of the real thing; numbers of one table come from one session, so compare them as ratios.
+Each measurement is one run of the real thing, with the machine and its load beside it. What a row said before stays
+beside what it says now; parts that are not asked for stay as they are.
 """
 
 from __future__ import annotations
@@ -21,9 +22,12 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from discovery_deploy import image  # noqa: E402
 from discovery_deploy.provenance import machine_facts, tool_commit  # noqa: E402
 
-TARGET = ROOT / "docs" / "benchmarks.md"
+TARGET = ROOT / "docs" / "benchmarks.json"
+COMMIT = tool_commit() or "not known"
+"""Of what is measured: before its results are written."""
 SITES = ("nantes", "rennes", "lyon", "lille", "nancy", "sophia", "grenoble", "luxembourg", "toulouse", "bordeaux",
          "reims", "orsay", "strasbourg", "brest", "limoges", "dijon")  # fmt: skip
 
@@ -49,12 +53,13 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.rows: list[tuple[str, str, str]] = []
+        self.part = ""
+        self.rows: list[dict[str, Any]] = []
         self.environment = {**os.environ, "DISCOVERY_DEPLOY_STATE": str(folder / "state")}
 
     def row(self, what: str, value: str, where: str = "") -> None:
         """One line of the table; also shown at once."""
-        self.rows.append((what, value, where))
+        self.rows.append({"part": self.part, "what": what, "measured": value, "details": where, **circumstances()})
         print(f"{what}: {value}  {where}", flush=True)
 
     def tool(self, *words: str, **environment: str) -> float:
@@ -227,6 +232,57 @@ def wan_alone(bench: Bench) -> None:
         bench.row(f"WAN alone: {entry['name']}", f"{entry['seconds']:.2f} s")
 
 
+BARE = ("make", "git", "ca-certificates")
+"""Packages beside a Debian's least, for README's commands."""
+TAKEN = ("etc/apt/sources.list", "etc/apt/sources.list.d", "etc/apt/apt.conf.d", "etc/apt/keyrings", "etc/pip.conf",
+         "etc/xdg/pip", "etc/ssl/certs", "usr/local/share/ca-certificates", "etc/resolv.conf", "etc/hosts")  # fmt: skip
+"""What tells apt and pip of this machine where packages are."""
+INSIDE = """\
+mount --make-rprivate /
+mount --bind "$TREE" "$TREE"
+mount -t proc proc "$TREE/proc"
+mount --rbind /sys "$TREE/sys"
+mount --rbind /dev "$TREE/dev"
+mount -t tmpfs tmpfs "$TREE/run"
+mount -t tmpfs tmpfs "$TREE/tmp"
+exec chroot "$TREE" sh -euc "$1"
+"""
+DEMO = """\
+cd /root/discovery-deploy
+begin=$(date +%s)
+make demo
+echo "SECONDS $(($(date +%s) - begin))"
+.venv/bin/discovery-deploy release quickstart
+"""
+
+
+def bare_demo(bench: Bench) -> None:
+    """`make demo` in a bare Debian 12, a tree of its own in which nothing of ours is installed or cached."""
+    tree = bench.folder / "bare"
+    with image.apt_options_file() as apt:
+        bake = ["mmdebstrap", "--mode=root", "--format=directory", "--variant=minbase", f"--include={','.join(BARE)}",
+                f"--aptopt={apt}", image.RELEASE, str(tree), "-"]  # fmt: skip
+        subprocess.run(bake, input=image.sources_text(image.apt_sources()), text=True, check=True, capture_output=True)
+    for path in TAKEN:
+        if Path("/", path).exists():
+            (tree / path).parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run(["cp", "-aT", f"/{path}", str(tree / path)], check=True)
+    subprocess.run(["git", "clone", "-q", str(ROOT), str(tree / "root" / "discovery-deploy")], check=True)
+    inside = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-euc", INSIDE, "sh", DEMO]
+    log = bench.folder / "bare.log"
+    with log.open("w") as said:
+        done = subprocess.run(inside, env={**os.environ, "TREE": str(tree), "HOME": "/root"}, stdin=subprocess.DEVNULL,
+                              stdout=said, stderr=subprocess.STDOUT)  # fmt: skip
+    text = log.read_text(errors="replace")
+    if done.returncode:
+        raise SystemExit(f"make demo in a bare Debian: exit {done.returncode}\n{text[-5000:]}")
+    [seconds] = [line.split()[1] for line in text.splitlines() if line.startswith("SECONDS ")]
+    phases = json.loads((tree / "root/discovery-deploy/results/quickstart/state.json").read_text())["phases"]
+    split = _split({phase: record["seconds"] for phase, record in phases.items()})
+    bench.row("quickstart, bare Debian 12 (no package, no cache), `make demo` to the report", f"{seconds} s",
+              f"{split}; 8 runs of Rally")  # fmt: skip
+
+
 PARTS = {
     "reserve": reserved_hosts,
     "deploy": warm_deployments,
@@ -235,41 +291,74 @@ PARTS = {
     "points": campaign_point,
     "wan": wan_alone,
     "quickstart": bare_to_report,
+    "bare": bare_demo,
 }
 
 
-def page(bench: Bench) -> str:
+def circumstances() -> dict[str, str]:
+    """When, where, of which commit, and beside what load something is measured."""
+    return {
+        "at": f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M}",
+        "commit": COMMIT,
+        "load": f"{os.getloadavg()[0]:.1f}",
+        "machine": ", ".join(f"{name} {value}" for name, value in machine_facts().items()),
+    }
+
+
+def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of the parts that were measured now, each with what it said before; other parts' as they were."""
+    before = {row["what"]: {name: row[name] for name in ("measured", "at", "commit", "load")} for row in old}
+    told = {row["part"] for row in new}
+    rows = [row for row in old if row["part"] not in told]
+    rows += [{**row, "before": before.get(row["what"])} for row in new]
+    return sorted(rows, key=lambda row: list(PARTS).index(row["part"]))
+
+
+def page(rows: list[dict[str, Any]]) -> str:
     """Text of docs/benchmarks.md."""
-    facts = ", ".join(f"{name} {value}" for name, value in machine_facts().items())
-    load = "/".join(f"{value:.1f}" for value in os.getloadavg())
     lines = [
         "# How fast it is",
         "",
-        "Made by `make bench` (benchmarks/bench.py): one run of each, in one session. Machines are noisy: compare",
-        "ratios inside this table, not with other days.",
+        "Made by `make bench`, or `make bench PART=NAME` for one part (benchmarks/bench.py; data in benchmarks.json):",
+        "one run of each. Machines are noisy, and rows of different days may be of different machines: compare ratios",
+        "of one day.",
         "",
-        f"* Machine: {facts}.",
-        f"* Measured {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC, commit {tool_commit()}, load average {load}.",
-        "",
-        "| what | measured | details |",
-        "|---|---|---|",
-        *(f"| {what} | {value} | {where} |" for what, value, where in bench.rows),
+        "| part | what | measured | details | when, commit, load | before | when, commit, load |",
+        "|---|---|---|---|---|---|---|",
     ]
-    return "\n".join(lines) + "\n"
+    for row in rows:
+        old = row.get("before")
+        cells = [row["part"], row["what"], row["measured"], row["details"], _when(row)]
+        lines.append("| " + " | ".join([*cells, *([old["measured"], _when(old)] if old else ["", ""])]) + " |")
+    machines: dict[str, list[str]] = {}
+    for row in rows:
+        machines.setdefault(row["machine"], []).append(row["at"][:10])
+    told = [f"* {', '.join(dict.fromkeys(days))}: {machine}" for machine, days in machines.items()]
+    return "\n".join([*lines, "", "Machines:", "", *told]) + "\n"
+
+
+def _when(row: dict[str, Any]) -> str:
+    return f"{row['at']}, {row['commit'][:12]}, {row['load']}"
 
 
 def main() -> None:
     """Measure the asked parts (default: all) and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="which measurements; default: all")
-    parser.add_argument("--output", type=Path, default=TARGET)
+    parser.add_argument("--data", type=Path, default=TARGET, help="JSON; the page lies beside it")
+    parser.add_argument("--page", action="store_true", help="measure nothing, write the page")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="discovery-bench-") as folder:
-        bench = Bench(Path(folder))
-        for name in arguments.parts or PARTS:
+    rows = json.loads(arguments.data.read_text()) if arguments.data.exists() else []
+    for name in [] if arguments.page else arguments.parts or PARTS:
+        with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="discovery-bench-") as folder:
+            bench = Bench(Path(folder))
+            bench.part = name
             PARTS[name](bench)
-        arguments.output.write_text(page(bench))
-    print(f"written: {arguments.output}")
+        rows = merged(rows, bench.rows)  # written after each part: what was measured stays
+        arguments.data.write_text(json.dumps(rows, indent=1) + "\n")
+    written = arguments.data.with_suffix(".md")
+    written.write_text(page(rows))
+    print(f"written: {written}")
 
 
 if __name__ == "__main__":

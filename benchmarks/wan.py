@@ -56,12 +56,11 @@ def changes(wan: Wan, label: str, repetitions: int) -> None:
             raise SystemExit(f"{label}: not as asked: {problem}")
         parts_s.append([times[-1] - times[0], *(end - start for start, end in pairwise(times))])
         old = new
-    echoes = report.pairs[0].measured.sent
     names = (
         "a latency change of every path, with verify",
         "its tc program",
         "reading back",
-        f"RTT of every ordered pair ({echoes} echoes each)",
+        "delays of every pair",
     )
     for name, seconds in zip(names, zip(*parts_s, strict=True), strict=True):
         say(f"{label}: {name}", statistics.median(seconds))

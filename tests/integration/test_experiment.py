@@ -372,6 +372,24 @@ def test_a_driver_that_is_told_to_stop_ends_in_five_seconds_and_rally_with_it(
     tool.write(EXPERIMENT)
 
 
+def test_rally_ends_soon_after_a_driver_that_is_killed(tool: Tool) -> None:
+    changed = json.loads(json.dumps(EXPERIMENT))
+    changed["campaign"]["factors"] = []
+    changed["campaign"]["scenarios"] = [{"task": "keystone/get_entities", "times": 500}]
+    tool.write(changed)
+    seen = len(tool.journal())
+    running = tool.start("run", "small.yaml")
+    tool.wait_for(running, "run started", seen)
+    time.sleep(6)
+    assert tool("ssh", "rennes-1", "systemctl", "is-active", "discovery-rally").stdout == "active\n"
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    show = "for i in $(seq 100); do systemctl --quiet is-active discovery-rally || break; sleep 0.1; done"
+    left = tool("ssh", "rennes-1", f"{show}; systemctl show --property=ActiveState --value discovery-rally").stdout
+    assert left == "inactive\n", "10 s after the driver's end"
+    tool.write(EXPERIMENT)
+
+
 def test_a_host_that_dies_in_deploy_is_named_and_resume_works(tool: Tool) -> None:
     changed = json.loads(json.dumps(EXPERIMENT))
     changed["deployment"]["cache"] = "none"
