@@ -36,7 +36,7 @@ def test_images_and_logs_are_private_whatever_the_umask_and_the_cache_is_not(
     (cache / "images").chmod(0o755)  # as an older version left it
     monkeypatch.setattr(image, "apt_sources", dict)
     monkeypatch.setattr(image, "apt_acquire_options", list)
-    monkeypatch.setattr(image, "run_logged", lambda command, log, what, told: Path(command[-1]).mkdir())
+    monkeypatch.setattr(image, "run_logged", lambda command, log, what, told, stdin: Path(command[-2]).mkdir())
     monkeypatch.setattr(image, "contained", lambda command: [*command])
     tree = image.base_image(cache, print)
     assert tree.is_dir()
