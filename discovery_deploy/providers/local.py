@@ -44,8 +44,11 @@ _CHOOSE_STATE = "export DISCOVERY_DEPLOY_STATE=/srv/discovery-deploy  # on ext4,
 
 
 def state_directory() -> Path:
-    """Where local experiments keep their hosts: $DISCOVERY_DEPLOY_STATE, else /var/lib/discovery-deploy."""
-    return Path(os.environ.get("DISCOVERY_DEPLOY_STATE") or "/var/lib/discovery-deploy").absolute()
+    """Where local experiments keep their hosts: $DISCOVERY_DEPLOY_STATE, else /var/lib/discovery-deploy.
+
+    Without symbolic links: running hosts are known by their paths, which must be the same whatever way they are named.
+    """
+    return Path(os.environ.get("DISCOVERY_DEPLOY_STATE") or "/var/lib/discovery-deploy").resolve()
 
 
 def machine_plan(

@@ -343,3 +343,12 @@ def test_hosts_are_known_by_who_reserved_them_and_by_their_plans(
     with local.plans_held(tmp_path / "empty") as plans:
         assert [plan["experiment"] for plan in plans] == ["far"]
     assert not (tmp_path / "empty").exists(), "looking leaves nothing behind"
+
+
+def test_the_state_is_the_same_whatever_way_it_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A release by another name of the directory must find the hosts, which are known by their paths."""
+    (tmp_path / "state").mkdir()
+    (tmp_path / "link").symlink_to("state")
+    for name in ("state", "link", "link/../link"):
+        monkeypatch.setenv("DISCOVERY_DEPLOY_STATE", str(tmp_path / name))
+        assert local.state_directory() == tmp_path / "state"
