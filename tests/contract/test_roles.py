@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ every_deployment = pytest.mark.parametrize("deployment", DEPLOYMENTS.values(), i
 TYPES: dict[str, type] = {"str": str, "path": str, "int": int, "list": list, "dict": dict, "bool": bool}
 
 
+@functools.cache
 def specification(role: str) -> dict[str, Any]:
     """Verb -> its variables' specifications."""
     document = yaml.safe_load((ROLES / role / "meta/argument_specs.yml").read_text())
@@ -60,15 +62,20 @@ def plays(deployment: dict[str, Any]) -> list[tuple[str, str, list[str]]]:
     members = {name: list(group["hosts"]) for name, group in groups.items()}
     members["all"] = [host.name for host in lease(asked).hosts]
     found = []
-    for playbook in sorted(ROLES.parent.glob("*.yml")):
-        for play in yaml.safe_load(playbook.read_text()):
-            pattern, _, place = play["hosts"].partition("[")
-            hosts = members.get(pattern, [])
-            hosts = hosts[int(place[:-1]) : int(place[:-1]) + 1] if place else hosts
-            for task in play["tasks"]:
-                role = task["ansible.builtin.import_role"]
-                found.append((role["name"], role["tasks_from"], hosts))
+    for play in written_plays():
+        pattern, _, place = play["hosts"].partition("[")
+        hosts = members.get(pattern, [])
+        hosts = hosts[int(place[:-1]) : int(place[:-1]) + 1] if place else hosts
+        for task in play["tasks"]:
+            role = task["ansible.builtin.import_role"]
+            found.append((role["name"], role["tasks_from"], hosts))
     return found
+
+
+@functools.cache
+def written_plays() -> list[dict[str, Any]]:
+    """The plays of all playbooks, in the order of the files' names."""
+    return [play for path in sorted(ROLES.parent.glob("*.yml")) for play in yaml.safe_load(path.read_text())]
 
 
 @pytest.mark.parametrize("role", NAMES)

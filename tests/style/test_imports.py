@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "discovery_deploy"
@@ -89,10 +89,42 @@ UNLIMITED = {
 """Module -> why a program that it runs has no limit of time there."""
 
 
+class Shape(NamedTuple):
+    """What the tests look at in a file."""
+
+    lines: int
+    functions: tuple[tuple[str, int], ...]
+    """(name, lines)"""
+    imported: frozenset[str]
+    """Full names, also of imports inside functions; not what only type checkers see."""
+    defined: frozenset[str]
+    """Names that it gives: of functions, classes, arguments, variables and attributes; not keywords it passes."""
+    classes: frozenset[str]
+    waits_without_limit: bool
+
+
+@functools.cache
+def shape(path: Path) -> Shape:
+    """Each file is parsed once for all tests."""
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    parts = list(ast.walk(tree))
+    functions = [part for part in parts if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    return Shape(
+        lines=len(text.splitlines()),
+        functions=tuple((part.name, part.end_lineno - part.lineno + 1) for part in functions if part.end_lineno),
+        imported=frozenset(imported(parts)),
+        defined=frozenset(defined_names(parts)),
+        classes=frozenset(part.name for part in parts if isinstance(part, ast.ClassDef)),
+        waits_without_limit=any(waits_without_limit(part) for part in parts),
+    )
+
+
 def sources() -> list[Path]:
     return sorted(path for folder in (PACKAGE, ROOT / "tests", ROOT / "docs") for path in folder.rglob("*.py"))
 
 
+@functools.cache
 def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
@@ -102,97 +134,23 @@ def name_of(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def parsed(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
-def imported(tree: ast.Module) -> Iterator[str]:
-    """Full names of what a module imports, also inside functions; not what only type checkers see."""
-    unseen = {id(part) for block in ast.walk(tree) if _for_type_checkers(block) for part in ast.walk(block)}
-    for part in ast.walk(tree):
+def imported(parts: list[ast.AST]) -> Iterator[str]:
+    unseen = {id(part) for block in parts if _for_type_checkers(block) for part in ast.walk(block)}
+    for part in parts:
         if id(part) in unseen:
             continue
         if isinstance(part, ast.Import):
             yield from (alias.name for alias in part.names)
         elif isinstance(part, ast.ImportFrom):
-            assert part.level == 0, "imports name the whole path"
-            yield from (f"{part.module}.{alias.name}" for alias in part.names)
+            yield from (f"{'.' * part.level}{part.module}.{alias.name}" for alias in part.names)
 
 
 def _for_type_checkers(part: ast.AST) -> bool:
     return isinstance(part, ast.If) and isinstance(part.test, ast.Name) and part.test.id == "TYPE_CHECKING"
 
 
-def own_imports(tree: ast.Module) -> set[str]:
-    names = [name.split(".") for name in imported(tree)]
-    known = {name_of(path) for path in modules()}
-    own = [parts[1] if len(parts) > 1 else "__init__" for parts in names if parts[0] == "discovery_deploy"]
-    return {name if name in known else "__init__" for name in own}
-
-
-def layer(name: str) -> int:
-    return next(number for number, names in enumerate(LAYERS) if name in names.split())
-
-
-def test_every_module_has_one_layer() -> None:
-    layered = " ".join(LAYERS).split()
-    assert {name_of(path) for path in modules()} - set(layered) == set()
-    assert len(layered) == len(set(layered))
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_point_down(path: Path) -> None:
-    up = {name for name in own_imports(parsed(path)) if layer(name) > layer(name_of(path))}
-    assert up == set()
-
-
-@pytest.mark.parametrize("path", [path for path in modules() if name_of(path) in SHIPPED], ids=lambda path: path.stem)
-def test_what_is_shipped_needs_nothing_but_the_standard_library(path: Path) -> None:
-    tree = parsed(path)
-    foreign = {name.split(".")[0] for name in imported(tree)} - sys.stdlib_module_names - {"discovery_deploy"}
-    assert foreign == set()
-    assert own_imports(tree) <= SHIPPED | {"__init__"}
-
-
-def test_what_is_imported_is_declared() -> None:
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    declared = set(re.findall(r'^  "([A-Za-z0-9.-]+)', text, re.MULTILINE))
-    used = {name.split(".")[0] for path in modules() if not in_enoslib(path) for name in imported(parsed(path))}
-    foreign = used - sys.stdlib_module_names - {"discovery_deploy"}
-    assert {BELONGS_TO.get(name, name) for name in foreign} - declared == set()
-
-
-def in_enoslib(path: Path) -> bool:
-    return name_of(path).startswith("enoslib_") and name_of(path) not in OUTSIDE_ENOSLIB
-
-
-def test_what_runs_beside_enoslib_finds_there_what_it_imports() -> None:
-    locked = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "locks" / "enoslib.txt").read_text(), re.MULTILINE))
-    for path in filter(in_enoslib, modules()):
-        tree = parsed(path)
-        foreign = {name.split(".")[0] for name in imported(tree)} - sys.stdlib_module_names - {"discovery_deploy"}
-        assert {BELONGS_TO.get(name, name) for name in foreign} - locked == set()
-        assert own_imports(tree) <= {name_of(other) for other in modules() if in_enoslib(other)}
-
-
-def test_the_shipped_modules_are_found() -> None:
-    assert {"containers", "wan_router"} <= {name_of(path) for path in modules()} & SHIPPED
-
-
-@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_and_functions_stay_small(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= MOST_LINES
-    long = {
-        part.name: part.end_lineno - part.lineno + 1
-        for part in ast.walk(parsed(path))
-        if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef)) and part.end_lineno
-    }
-    assert {name: lines for name, lines in long.items() if lines > MOST_FUNCTION_LINES} == {}
-
-
-def defined_names(tree: ast.Module) -> Iterator[str]:
-    """Names that a module gives: of functions, classes, arguments, variables and attributes; not keywords it passes."""
-    for part in ast.walk(tree):
+def defined_names(parts: list[ast.AST]) -> Iterator[str]:
+    for part in parts:
         if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             yield part.name
         elif isinstance(part, ast.arg):
@@ -203,16 +161,103 @@ def defined_names(tree: ast.Module) -> Iterator[str]:
             yield part.attr
 
 
+def waits_without_limit(part: ast.AST) -> bool:
+    if not isinstance(part, ast.Call) or ast.unparse(part.func) not in RUNS:
+        return False
+    return not any(word.arg == "timeout" for word in part.keywords)
+
+
+@functools.cache
+def module_names() -> frozenset[str]:
+    return frozenset(name_of(path) for path in modules())
+
+
+def own_imports(path: Path) -> set[str]:
+    names = [name.split(".") for name in shape(path).imported]
+    own = [parts[1] if len(parts) > 1 else "__init__" for parts in names if parts[0] == "discovery_deploy"]
+    return {name if name in module_names() else "__init__" for name in own}
+
+
+def foreign_imports(path: Path) -> set[str]:
+    """Outermost names of what is neither the standard library's nor this package's."""
+    return {name.split(".")[0] for name in shape(path).imported} - sys.stdlib_module_names - {"discovery_deploy"}
+
+
+@functools.cache
+def layer(name: str) -> int:
+    return next(number for number, names in enumerate(LAYERS) if name in names.split())
+
+
+def test_every_module_has_one_layer() -> None:
+    layered = " ".join(LAYERS).split()
+    assert module_names() - set(layered) == set()
+    assert len(layered) == len(set(layered))
+
+
+def test_imports_point_down() -> None:
+    found = {}
+    for path in modules():
+        up = {name for name in own_imports(path) if layer(name) > layer(name_of(path))}
+        found.update({str(path.relative_to(PACKAGE)): up} if up else {})
+    assert found == {}
+
+
+def test_imports_name_the_whole_path() -> None:
+    found = [(path.name, name) for path in modules() for name in shape(path).imported if name.startswith(".")]
+    assert found == []
+
+
+def test_what_is_shipped_needs_nothing_but_the_standard_library() -> None:
+    found = {}
+    for path in filter(lambda path: name_of(path) in SHIPPED, modules()):
+        wrong = foreign_imports(path) | own_imports(path) - SHIPPED - {"__init__"}
+        found.update({path.stem: wrong} if wrong else {})
+    assert found == {}
+
+
+def test_what_is_imported_is_declared() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    declared = set(re.findall(r'^  "([A-Za-z0-9.-]+)', text, re.MULTILINE))
+    foreign = {name for path in modules() if not in_enoslib(path) for name in foreign_imports(path)}
+    assert {BELONGS_TO.get(name, name) for name in foreign} - declared == set()
+
+
+def in_enoslib(path: Path) -> bool:
+    return name_of(path).startswith("enoslib_") and name_of(path) not in OUTSIDE_ENOSLIB
+
+
+def test_what_runs_beside_enoslib_finds_there_what_it_imports() -> None:
+    locked = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "locks" / "enoslib.txt").read_text(), re.MULTILINE))
+    for path in filter(in_enoslib, modules()):
+        assert {BELONGS_TO.get(name, name) for name in foreign_imports(path)} - locked == set()
+        assert own_imports(path) <= {name_of(other) for other in modules() if in_enoslib(other)}
+
+
+def test_the_shipped_modules_are_found() -> None:
+    assert {"containers", "wan_router"} <= module_names() & SHIPPED
+
+
+def test_files_and_functions_stay_small() -> None:
+    found = {}
+    for path in sources():
+        seen = shape(path)
+        long = {name: lines for name, lines in seen.functions if lines > MOST_FUNCTION_LINES}
+        long |= {"the file": seen.lines} if seen.lines > MOST_LINES else {}
+        found.update({str(path.relative_to(ROOT)): long} if long else {})
+    assert found == {}
+
+
 def words(name: str) -> set[str]:
     return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)}
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_names_use_our_words(path: Path) -> None:
-    tree = parsed(path)
-    assert {name for name in {path.stem, *defined_names(tree)} if words(name) & FORBIDDEN} == set()
-    holders = {path.stem, *(part.name for part in ast.walk(tree) if isinstance(part, ast.ClassDef))}
-    assert {name for name in holders if words(name) & BAGS} == set()
+def test_names_use_our_words() -> None:
+    found = {}
+    for path in modules():
+        wrong = {name for name in {path.stem, *shape(path).defined} if words(name) & FORBIDDEN}
+        wrong |= {name for name in {path.stem, *shape(path).classes} if words(name) & BAGS}
+        found.update({str(path.relative_to(PACKAGE)): wrong} if wrong else {})
+    assert found == {}
 
 
 def test_words_are_found_in_names_of_both_kinds() -> None:
@@ -238,10 +283,24 @@ def test_the_repository_knows_no_path_of_a_machine_that_it_was_written_on() -> N
 
 
 def test_a_program_that_is_waited_for_has_a_limit_of_time() -> None:
-    without = set()
-    for path in modules():
-        for part in ast.walk(parsed(path)):
-            if isinstance(part, ast.Call) and ast.unparse(part.func) in RUNS:
-                limited = any(word.arg == "timeout" for word in part.keywords)
-                without |= set() if limited else {name_of(path)}
-    assert without == set(UNLIMITED)
+    assert {name_of(path) for path in modules() if shape(path).waits_without_limit} == set(UNLIMITED)
+
+
+INTEGRATION = ROOT / "tests" / "integration"
+
+
+def marked(path: Path) -> bool:
+    """Whether a file of tests says, itself or by what it imports, that all of them are integration tests."""
+    for part in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(part, ast.Assign) and ast.unparse(part.targets[0]) == "pytestmark":
+            return "pytest.mark.integration" in map(ast.unparse, ast.walk(part.value))
+        if isinstance(part, ast.ImportFrom) and part.module and "pytestmark" in {name.name for name in part.names}:
+            return marked(ROOT.joinpath(*part.module.split(".")).with_suffix(".py"))
+    return False
+
+
+def test_all_tests_in_the_folder_of_integration_tests_are_marked() -> None:
+    """`make unit` leaves the whole folder out: a test without the mark would run nowhere."""
+    files = sorted({*INTEGRATION.rglob("test_*.py"), *INTEGRATION.rglob("*_test.py")})
+    assert len(files) > 1
+    assert [path.name for path in files if not marked(path)] == []
