@@ -140,7 +140,10 @@ def the_wan_is_as_asked(bed: NestedBed, asked: Experiment, lease: Lease, remote:
         measure.Point(site, lease.at(site).name, lease.at(site).site_address, lease.site_gateways[site])
         for site in asked.site_names
     ]
-    report = measure.verify_wan(remote, points, shapes, Verify(), readback=lambda: shaper.problems(shapes), attempts=6)
+    with bed.machines.before_all_else():
+        report = measure.verify_wan(
+            remote, points, shapes, Verify(), readback=lambda: shaper.problems(shapes), attempts=6
+        )
     for pair in report.pairs:
         print(pair.measured.source, pair.measured.destination, pair.asked_rtt_s, pair.measured.rtt_median_s)
     print(wan_verdict.summary(report), shaper.facts(), report.base_rtt_s)

@@ -63,8 +63,26 @@ class UmlMachines:
 
     addresses: dict[str, str]
     key: Path
+    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    """Each leads the group of its machine's."""
     given: dict[str, tuple[str, Lease]] = field(default_factory=dict)
     """Experiment -> public key and lease."""
+
+    @contextlib.contextmanager
+    def before_all_else(self) -> Iterator[None]:
+        """Their processes before whatever else runs here, which would be measured otherwise (as for the WAN router)."""
+        self._schedule(os.SCHED_FIFO, 50)
+        try:
+            yield
+        finally:
+            self._schedule(os.SCHED_OTHER, 0)
+
+    def _schedule(self, policy: int, priority: int) -> None:
+        groups = {process.pid for process in self.processes}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                if int(stat.read_text().rpartition(")")[2].split()[2]) in groups:
+                    os.sched_setscheduler(int(stat.parent.name), policy, os.sched_param(priority))
 
     def ssh(self, machine: str, command: str, text: str = "") -> str:
         done = subprocess.run(
@@ -144,19 +162,18 @@ def uml_machines(
 ) -> Iterator[UmlMachines]:
     """Machines that can be logged in to with a key; nothing of them is left at the end."""
     addresses = {name: f"{NETWORK}.{number + 1}" for number, name in enumerate(names)}
-    processes: list[subprocess.Popen[bytes]] = []
+    found = UmlMachines(addresses, key)
     taps = {name: f"ddm-{number}" for number, name in enumerate(names)}
     try:
         _ip(f"link add {BRIDGE} type bridge", f"address add {NETWORK}.254/24 dev {BRIDGE}", f"link set {BRIDGE} up")
         for name in names:
             _ip(f"tuntap add dev {taps[name]} mode tap", f"link set {taps[name]} master {BRIDGE} up")
-            processes.append(_start(folder / name, image, key, name, addresses[name], taps[name], memory_mb))
-        found = UmlMachines(addresses, key)
+            found.processes.append(_start(folder / name, image, key, name, addresses[name], taps[name], memory_mb))
         for name in names:
             _wait(found, name, folder / name / "console")
         yield found
     finally:
-        for process in processes:
+        for process in found.processes:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
