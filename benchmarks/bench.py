@@ -225,7 +225,7 @@ def campaign_point(bench: Bench) -> None:
 
 def wan_alone(bench: Bench) -> None:
     """A latency change with verification on 3, 16 and 64 sites without hosts."""
-    shown = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "wan.py")], capture_output=True, text=True,
+    shown = subprocess.run([sys.executable, str(ROOT / "benchmarks" / "wan.py")], stdout=subprocess.PIPE, text=True,
                            check=True, env={**bench.environment, "PYTHONPATH": str(ROOT)})  # fmt: skip
     for line in shown.stdout.splitlines():
         entry = json.loads(line)
