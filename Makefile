@@ -65,7 +65,7 @@ extended: $(TEST_STAMP) ## Integration tests that `make test` leaves out for the
 machines: $(TEST_STAMP) ## Of the integration tests, those on virtual machines
 	$(BIN)/python -m pytest -q tests -m machines $(INTEGRATION) --durations=10
 
-test-quick: style unit ## What needs no hosts: style, unit, contract; about a minute
+test-quick: style unit ## What needs no hosts: style, unit, contract
 
 test: style unit integration ## All tests: style, unit, contract, then the real deployments
 

@@ -196,7 +196,8 @@ def hash_rounds(experiment: Experiment) -> int:
     Keystone's default (keystone/conf/identity.py) where the experiment overrides it by nothing that Keystone takes.
     """
     asked = experiment.deployment.overrides.get("keystone", {}).get("identity", {}).get("password_hash_rounds")
-    return asked if type(asked) is int and 4 <= asked <= 31 else 12
+    text = "" if isinstance(asked, bool) else str(asked).strip()  # a number may stand in quotes
+    return int(text) if text.isdecimal() and 4 <= int(text) <= 31 else 12
 
 
 def backend_role(experiment: Experiment) -> str:

@@ -71,7 +71,7 @@ def test_rally_asks_the_keystone_of_its_own_site() -> None:
     )
 
 
-@pytest.mark.parametrize(("asked", "rounds"), [(4, 4), (31, 31), (3, 12), (True, 12), ("14", 12)])
+@pytest.mark.parametrize(("asked", "rounds"), [(4, 4), (31, 31), (3, 12), (True, 12), ("14", 14), ("x", 12)])
 def test_users_of_ours_have_passwords_as_keystone_makes_them(asked: object, rounds: int) -> None:
     overrides = {"keystone": {"identity": {"password_hash_rounds": asked}}}
     assert told(MARIADB, overrides=overrides).shared["keystone_hash_rounds"] == rounds
