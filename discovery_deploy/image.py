@@ -169,7 +169,7 @@ def sources_text(sources: Mapping[str, str]) -> str:
 
 def without_passwords(text: str) -> str:
     """A text whose addresses have no user names and passwords. Pure."""
-    return re.sub(r"//[^/@\s]*@", "//", text)
+    return re.sub(r"//[^/\s]*@", "//", text)
 
 
 def apt_sources() -> dict[str, str]:

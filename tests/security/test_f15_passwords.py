@@ -77,3 +77,9 @@ def test_only_builds_that_are_online_are_told_the_index() -> None:
     assert not [name for name, value in offline.items() if SECRET in value or name.upper().startswith("UV_INDEX")]
     assert "--offline" in offline["MODE"]
     assert SECRET in derived.build_variables(project, "/tools", False, environment)["UV_DEFAULT_INDEX"]
+
+
+@pytest.mark.parametrize("password", ["plain", "p@ss@word", "per%40cent"])
+def test_no_part_of_a_password_is_left_in_what_is_said(password: str) -> None:
+    said = f"E: http://joe:{password}@archive.example.org/debian of ftp://other.example.org/x"
+    assert image.without_passwords(said) == "E: http://archive.example.org/debian of ftp://other.example.org/x"
