@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.integration.leftovers import Snapshot, left_behind
-from tests.integration.test_experiment import Tool, pytestmark
+from tests.integration.test_experiment import DEPLOYMENT, Tool, pytestmark
 
 __all__ = ["pytestmark"]
 
@@ -20,8 +20,7 @@ EXPERIMENT: dict[str, Any] = {
     "deployment": {
         "services": ["keystone", "placement"],  # Placement's database is each site's own
         "topology": {"type": "regions"},
-        "backend": {"type": "mariadb", "site": "nantes"},
-        "workers": 1,
+        **DEPLOYMENT,
     },
     "campaign": {"bench_site": "rennes", "scenarios": [{"task": "keystone/get_entities", "times": 1}]},
 }

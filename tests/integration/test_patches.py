@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.integration.leftovers import Snapshot, left_behind
-from tests.integration.test_experiment import Tool, pytestmark
+from tests.integration.test_experiment import DEPLOYMENT, Tool, pytestmark
 
 __all__ = ["pytestmark"]
 
@@ -25,7 +25,7 @@ def experiment(**deployment: Any) -> dict[str, Any]:
         "name": "patches",
         "sites": [{"name": "nantes"}, {"name": "rennes"}],
         "network": {"verify": {"rtt_tolerance": "3 ms"}},
-        "deployment": {"backend": {"type": "mariadb", "site": "nantes"}, "workers": 1, **deployment},
+        "deployment": {**DEPLOYMENT, **deployment},
         "campaign": {"scenarios": [{"task": "keystone/authenticate_user_and_validate_token", "times": 2}]},
     }
 

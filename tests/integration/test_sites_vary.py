@@ -14,7 +14,7 @@ from discovery_deploy.rally import load_tasks
 from discovery_deploy.remote import Remote
 from tests.integration import known_requests
 from tests.integration.leftovers import Snapshot, left_behind
-from tests.integration.test_experiment import Tool
+from tests.integration.test_experiment import DEPLOYMENT, Tool
 
 pytestmark = pytest.mark.integration
 
@@ -25,7 +25,7 @@ EXPERIMENT: dict[str, Any] = {
     "question": "Does another site change anything?",
     "sites": ONE,
     "network": {"default": {"delay": "5 ms"}, "verify": {"rtt_tolerance": "3 ms"}},
-    "deployment": {"backend": {"type": "mariadb", "site": "nantes"}, "workers": 1},
+    "deployment": DEPLOYMENT,
     "campaign": {
         "factors": [
             {"path": "campaign.load", "levels": ["light", "high"]},

@@ -19,7 +19,7 @@ from discovery_deploy.inventory import HOST_PYTHON
 from discovery_deploy.remote import side_by_side
 from discovery_deploy.services import SERVICES
 from discovery_deploy.testbed import Testbed
-from tests.integration.test_experiment import Tool
+from tests.integration.test_experiment import CHEAP_HASHES, Tool
 
 TOPOLOGIES: dict[str, dict[str, Any]] = {
     "centralized": {
@@ -50,8 +50,6 @@ CONFIGURATIONS = {
     "nova": "/etc/nova/nova.conf",
 }
 """Service -> its file on hosts."""
-CHEAP_HASHES = {"identity": {"password_hash_rounds": 4}}
-"""Keystone's options for passwords that are no secret: by default a hash takes a quarter of a second of a processor."""
 DELAY_S = {"shared-state": 0.01}
 """Of each way between the sites, where it is not 5 ms: guests tell it from what their own switches take."""
 
