@@ -83,7 +83,7 @@ echo "I: installing is done; writing the disk"
 cp -L root/vmlinuz root/initrd.img .
 truncate -s "$DISK" disk
 mke2fs -q -F -t ext4 -L root -d root disk
-qemu-img convert -O qcow2 disk box.img
+qemu-img convert -c -O qcow2 -o compression_type=zstd disk box.img
 rm -rf disk root
 echo "I: packing the box"
 tar -cf "$BOX" metadata.json Vagrantfile box.img vmlinuz initrd.img
