@@ -15,7 +15,7 @@ import pytest
 from discovery_deploy import rally, report, stats
 from discovery_deploy.model import Factor
 from discovery_deploy.records import RunRecord, SettingRecord
-from discovery_deploy.report import text
+from discovery_deploy.report import figures, text, wan_figures
 from tests.synthetic_campaign import Campaign, campaign, provenance, report_of, wan_report
 
 TASKS = rally.load_tasks()
@@ -45,6 +45,13 @@ def prose(html: bytes) -> str:
     for entity, character in (("&lt;", "<"), ("&gt;", ">"), ("&#39;", "'"), ("&#34;", '"'), ("&amp;", "&")):
         found = found.replace(entity, character)
     return re.sub(r"\s+", " ", found)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of data that other tests draw are put together, but not drawn: that takes most of a report's time."""
+    for module in (figures, wan_figures):
+        monkeypatch.setattr(module, "svg", lambda figure, name, title: "<svg></svg>")
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +184,7 @@ def test_every_number_of_the_tables_comes_from_the_data(quick: Campaign, files: 
         assert f"asked {text.milliseconds(row['asked_rtt_s'])}" in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_number_that_changes_in_the_data_changes_in_the_report(small: Campaign) -> None:
     slow = report_of("keystone/create_and_list_users", 20, 0.123, 0.0, "slow")
     before, after = (prose(files_of(made)["report.html"]) for made in (small, changed(small, 1, slow)))
@@ -209,11 +217,12 @@ def test_invalid_and_failed_runs_stand_apart_with_their_reasons(quick: Campaign)
 def test_errors_of_iterations_are_grouped_and_their_rate_stands_beside_the_number(small: Campaign) -> None:
     failing = report_of("keystone/create_and_list_users", 20, 0.05, 0.0, "x", failing=7)
     made = changed(small, 1, failing)
-    page = prose(files_of(made)["report.html"])
+    html = files_of(made)["report.html"]
+    page = prose(html)
     assert "35 % (7/20, 18 % to 57 %)" in page
     message = "ConnectFailure : Unable to establish connection to http://10.131.2.10:5000/v3/"
     assert f"7 create_and_list_users mariadb@nantes, 25 ms lyon list_users {message}" in page
-    assert "7/20 failed" in files_of(made)["report.html"].decode()
+    assert "7/20 failed" in html.decode()
 
 
 def test_a_client_beside_the_only_database_is_named_in_tables_and_figures() -> None:
@@ -230,6 +239,7 @@ def test_a_client_beside_the_only_database_is_named_in_tables_and_figures() -> N
     assert text.BESIDE in files["report.md"].decode()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_api_at_another_site_than_the_client_is_named_with_its_distance(small: Campaign) -> None:
     place = small.runs[0].placements[0]
     away = place.model_copy(update={"api_site": "lyon", "api_rtt_s": 0.0437, "compute_rtt_s": 0.0519})
@@ -257,6 +267,7 @@ def test_provenance_is_there(files: dict[str, bytes], quick: Campaign) -> None:
     assert "name: quickstart" in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_packages_that_differ_between_hosts_are_seen(small: Campaign) -> None:
     other = small.provenance.hosts[0].model_copy(update={"packages": {"keystone": "27.0.0"}})
     mixed = small.provenance.model_copy(update={"hosts": (other, *small.provenance.hosts[1:])})
@@ -360,6 +371,7 @@ def test_a_valid_run_without_iterations_is_pointed_at(small: Campaign) -> None:
     assert f"yet brought no iteration: {small.runs[0].id}" in page
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_earlier_attempt_is_listed_and_not_counted(small: Campaign) -> None:
     earlier = small.runs[0].model_copy(update={"id": small.runs[0].id + "~1", "problems": ("WAN out of tolerance",)})
     page = prose(files_of(small._replace(runs=[*small.runs, earlier]))["report.html"])
@@ -394,6 +406,7 @@ def test_many_sites_get_heat_maps_and_stay_small() -> None:
     assert "site-39" in html
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_provenance_without_hosts(small: Campaign) -> None:
     bare = provenance(small.experiment).model_copy(update={"hosts": (), "tool_commit": None})
     page = prose(files_of(small._replace(provenance=bare))["report.html"])

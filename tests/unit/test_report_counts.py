@@ -10,7 +10,10 @@ import pytest
 
 from discovery_deploy.request_counts import CountedAction, CountedScenario, CountRecord
 from tests.synthetic_campaign import ACTIONS, Campaign, campaign
-from tests.unit.test_report import files_of, prose
+from tests.unit.test_report import files_of, prose, undrawn
+
+__all__ = ["undrawn"]
+pytestmark = pytest.mark.usefixtures("undrawn")  # figures know nothing of counts
 
 TASK = "keystone/create_and_list_users"
 GALERA = ("galera, 0 ms", "galera, 25 ms")
