@@ -59,13 +59,39 @@ def book(tmp_path: Path) -> Book:
     return Book(tmp_path)
 
 
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="this Python always imports from the working directory")
-def test_nothing_of_the_working_directory_is_run(book: Book, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def ran_twice(tmp_path_factory: pytest.TempPathFactory) -> Book:
+    """Two runs, in a directory and with variables that would break them."""
+    folder = tmp_path_factory.mktemp("hostile")
+    book = Book(folder)
     for name in ("ansible", "queue", "yaml"):
-        (tmp_path / f"{name}.py").write_text(f"open('{tmp_path}/RAN', 'w')\n")
-    monkeypatch.chdir(tmp_path)
-    book.run("- ansible.builtin.command: 'true'\n")
-    assert not (tmp_path / "RAN").exists()
+        (folder / f"{name}.py").write_text(f"open('{folder}/RAN', 'w')\n")
+    (folder / "ansible.cfg").write_text("[defaults]\nroles_path = /nowhere\nstdout_callback = no_such_callback\n")
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.version_info >= (3, 11):  # an older Python always imports from the working directory
+            patch.chdir(folder)
+        patch.setenv("ANSIBLE_STRATEGY", "no_such_strategy")
+        patch.setenv("ANSIBLE_CONFIG", str(folder / "ansible.cfg"))
+        for word in ("first", "second"):
+            book.run(f"- name: Say {word}\n  ansible.builtin.command: 'true'")
+    return book
+
+
+def test_neither_the_working_directory_nor_the_users_ansible_settings_count(ran_twice: Book) -> None:
+    assert ran_twice.lines == ["Say first", "Say second"]
+    assert not (ran_twice.folder.parent / "RAN").exists()
+
+
+def test_logs_and_events_are_private_and_the_inventory_is_gone(ran_twice: Book) -> None:
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in ran_twice.logs.iterdir()}
+    assert modes == {"trial.log": 0o600, "trial.events.jsonl": 0o600}
+
+
+def test_a_second_run_adds_to_the_log(ran_twice: Book) -> None:
+    log = (ran_twice.logs / "trial.log").read_text()
+    assert log.count("# trial, ") == 2
+    assert "Say first" in log
+    assert "Say second" in log
 
 
 def test_a_playbook_that_succeeds_says_its_tasks_times_and_reports(book: Book, strategy: str) -> None:
@@ -200,28 +226,6 @@ def test_secrets_stay_out_of_logs_events_and_errors(book: Book) -> None:
 def test_a_hidden_task_that_fails_says_that_it_is_hidden(book: Book) -> None:
     with pytest.raises(PlaybookError, match="Hide: the task handles secrets"):
         book.run("- name: Hide\n  ansible.builtin.command: sh -c 'echo {{ word }}; exit 1'\n  no_log: true")
-
-
-def test_logs_and_events_are_private_and_the_inventory_is_gone(book: Book, tmp_path: Path) -> None:
-    book.run("- name: Hello\n  ansible.builtin.command: 'true'")
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in book.logs.iterdir()}
-    assert modes == {"trial.log": 0o600, "trial.events.jsonl": 0o600}
-
-
-def test_a_second_run_adds_to_the_log(book: Book) -> None:
-    for word in ("first", "second"):
-        book.run(f"- name: Say {word}\n  ansible.builtin.command: 'true'")
-    log = (book.logs / "trial.log").read_text()
-    assert log.count("# trial, ") == 2
-    assert "Say first" in log
-    assert "Say second" in log
-
-
-def test_the_users_ansible_settings_do_not_count(book: Book, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("ANSIBLE_STRATEGY", "no_such_strategy")
-    (tmp_path / "ansible.cfg").write_text("[defaults]\nroles_path = /nowhere\nstdout_callback = no_such_callback\n")
-    monkeypatch.setenv("ANSIBLE_CONFIG", str(tmp_path / "ansible.cfg"))
-    book.run("- name: Hello\n  ansible.builtin.command: 'true'")
 
 
 def test_without_mitogen_it_is_plain(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
