@@ -54,7 +54,7 @@ style: $(TEST_STAMP)
 	$(BIN)/mypy
 
 unit: $(TEST_STAMP)
-	$(BIN)/python -m pytest -q tests -m "not integration" --ignore=tests/integration -n auto
+	$(BIN)/python -m pytest -q tests -m "not integration" --ignore=tests/integration -n 4
 
 integration: $(TEST_STAMP)
 	$(BIN)/python -m pytest -v tests -m "integration and not extended" $(INTEGRATION) --durations=40
