@@ -18,6 +18,7 @@ from discovery_deploy.wan import (
     FRAME_BYTES,
     Pair,
     PairMeasurement,
+    PairVerdict,
     PathShape,
     WanReport,
     asked_rtt_s,
@@ -408,7 +409,8 @@ def verify_wan(
 ) -> WanReport:
     """Measure and judge; pairs that are not as asked are measured again, and the last measurement counts.
 
-    A wrong shape is wrong every time; what goes away by itself was the machine's.
+    A wrong shape is wrong every time; what goes away by itself was the machine's. Each measurement is judged by what
+    the testbed itself took at that time: beside thousands of echoes it takes more than beside one.
 
     Args:
         readback: gives the differences between the program and what tc shows; called once.
@@ -417,25 +419,30 @@ def verify_wan(
         (others): as `measure`.
     """
     problems = readback()
-    pairs: dict[Pair, PairMeasurement] = {}
-    wanted: list[Pair] = sorted(shapes)
-    bases_s, scheduling = [], set()
-    for attempt in range(attempts):
+    verdicts: dict[Pair, PairVerdict] = {}
+    wanted: Collection[Pair] = sorted(shapes)
+    reports: list[WanReport] = []
+    while len(reports) < attempts and (wanted or not reports):
         measured = measure(runner, points, shapes, verify, pairs=wanted)
-        pairs.update(measured.pairs)
-        bases_s.append(measured.base_rtt_s)
-        scheduling.add(measured.probe_scheduling)
         report = judge(
-            shapes,
-            pairs.values(),
+            {way: shapes[way] for a, b in wanted for way in ((a, b), (b, a))},
+            measured.pairs.values(),
             verify,
-            min(bases_s),
+            measured.base_rtt_s,
             measured_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
             readback_problems=problems,
-            probe_scheduling=next(iter(scheduling)) if len(scheduling) == 1 else "other",
+            probe_scheduling=measured.probe_scheduling,
             forwards_bps=forwards_bps,
         )
-        wanted = [(v.measured.source, v.measured.destination) for v in report.pairs if v.problems]
-        if not wanted or attempt + 1 == attempts:
-            break
-    return report
+        reports.append(report)
+        found = {(verdict.measured.source, verdict.measured.destination): verdict for verdict in report.pairs}
+        verdicts.update(found)
+        wanted = [pair for pair, verdict in found.items() if verdict.problems]
+    scheduling = {report.probe_scheduling for report in reports}
+    return reports[-1].model_copy(
+        update={
+            "pairs": tuple(verdict for _, verdict in sorted(verdicts.items())),
+            "base_rtt_s": reports[0].base_rtt_s,
+            "probe_scheduling": scheduling.pop() if len(scheduling) == 1 else "other",
+        }
+    )

@@ -86,6 +86,8 @@ class PairVerdict(Strict):
     asked_rtt_s: float
     """Forward plus backward delay, without the base RTT of the testbed."""
     measured: PairMeasurement
+    base_rtt_s: float | None = None
+    """RTT of the testbed itself while this pair was measured; None: the report's."""
     problems: tuple[str, ...] = ()
 
     @property
@@ -121,13 +123,17 @@ class WanReport(Strict):
     readback_problems: tuple[str, ...] = ()
     """Differences between the program that was applied and what tc shows."""
     base_rtt_s: float = 0.0
-    """RTT of the testbed itself between two sites, measured at the same time; subtracted before judging."""
+    """RTT of the testbed itself between two sites, measured with all pairs; subtracted before judging."""
     probe_scheduling: str = ""
     """`fifo` when all probes ran at real-time priority, `other` when some could not, "" when not measured."""
     clocks: tuple[ClockOffset, ...] = ()
     """Of hosts that do not read the driver's own clock."""
     clock_problems: tuple[str, ...] = ()
     """Clocks that are too far away for what relies on them: a common start at several sites."""
+
+    def base_of(self, pair: PairVerdict) -> float:
+        """RTT of the testbed itself that is subtracted from a pair's, in seconds."""
+        return self.base_rtt_s if pair.base_rtt_s is None else pair.base_rtt_s
 
     @property
     def problems(self) -> tuple[str, ...]:

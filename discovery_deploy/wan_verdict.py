@@ -159,7 +159,11 @@ def judge(
         problems += _flow_problems(shape, measured, verify, forwards_bps)
         if pair not in by_pair:
             problems = [f"{pair[0]} -> {pair[1]}: not measured"]
-        verdicts.append(PairVerdict(asked=shape, asked_rtt_s=asked_s, measured=measured, problems=tuple(problems)))
+        verdicts.append(
+            PairVerdict(
+                asked=shape, asked_rtt_s=asked_s, measured=measured, base_rtt_s=base_rtt_s, problems=tuple(problems)
+            )
+        )
     return WanReport(
         measured_at=measured_at,
         pairs=tuple(verdicts),
@@ -174,7 +178,7 @@ def summary(report: WanReport) -> str:
     if report.problems:
         return f"{len(report.problems)} problems, the first: {report.problems[0]}"
     errors_s = [
-        abs(pair.measured.rtt_median_s - report.base_rtt_s - pair.asked_rtt_s)
+        abs(pair.measured.rtt_median_s - report.base_of(pair) - pair.asked_rtt_s)
         for pair in report.pairs
         if pair.measured.rtt_median_s is not None
     ]
