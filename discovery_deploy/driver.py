@@ -7,9 +7,8 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
 from execo_engine import ParamSweeper
 
 from discovery_deploy import __version__, bookings, campaign, own_tasks, rally, variables, wan, wan_acts
@@ -28,6 +27,9 @@ from discovery_deploy.smoke import SmokeRecord
 from discovery_deploy.smoke_acts import Smoke, raise_on_problems
 from discovery_deploy.testbed import SOFTWARE, Testbed
 from discovery_deploy.workspace import Reading, now
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class PlannedRun(Run):

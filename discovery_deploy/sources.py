@@ -16,7 +16,6 @@ from discovery_deploy.git_trees import GitError, commit_of, mirror, tree_of_chec
 from discovery_deploy.host_environments import sha256_of
 from discovery_deploy.image import Progress, digest, made_once
 from discovery_deploy.model import Deployment
-from discovery_deploy.package_index import FetchError, fetch_sdist
 from discovery_deploy.patch_series import (
     SERIES,
     Series,
@@ -251,6 +250,9 @@ def _sdist(project: str, version: str, hashes: tuple[str, ...], cache: Path, pro
     target = cache.absolute() / "sources" / f"{canonical(project)}-{version}"
 
     def fetch(partial: Path) -> None:
+        # Here, because `requests` takes long to import, and hardly any command fetches anything.
+        from discovery_deploy.package_index import FetchError, fetch_sdist
+
         progress(f"fetching the source of {project} {version}")
         partial.mkdir(parents=True)
         try:
