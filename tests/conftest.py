@@ -1,4 +1,4 @@
-"""Which tests may run side by side: `make integration` has three processes for them."""
+"""Which tests may run side by side: `make integration` has some processes for them (LANES)."""
 
 from __future__ import annotations
 
