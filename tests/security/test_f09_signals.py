@@ -161,7 +161,8 @@ def test_every_one_of_the_three_signals_is_obeyed(number: signal.Signals, tmp_pa
 
 def test_what_was_asked_of_hosts_is_ended_with_the_driver(tmp_path: Path) -> None:
     running = start(WORK["many hosts are asked"], tmp_path)
-    wait_for(tmp_path / "c", running)
+    for host in ("a", "b", "c"):
+        wait_for(tmp_path / host, running)
     asking = [int(pid) for pid in children(running.pid)]
     assert len(asking) >= 3
     running.send_signal(signal.SIGINT)
