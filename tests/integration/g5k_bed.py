@@ -79,7 +79,8 @@ class G5kBed:
 
     def faults(self, **faults: Any) -> None:
         """What is to go wrong from now on; nothing, without arguments."""
-        (self.work / "faults.json").write_text(json.dumps(faults))
+        (self.work / "faults.new").write_text(json.dumps(faults))
+        (self.work / "faults.new").rename(self.work / "faults.json")  # the fake reads it at any moment
 
     def calls(self) -> list[dict[str, Any]]:
         """All calls of the API so far."""

@@ -26,6 +26,8 @@ PROGRAMS = Path(__file__).resolve().parents[1] / "prototypes"
 PROTOTYPES = data_directory("experiments") / "prototypes"
 INSIDE = Path("/run/prototypes")
 Run = Callable[..., str]
+MEASUREMENTS = 3
+"""A busy machine adds a little to each round trip, and not each time; the release waits for twice as many."""
 
 
 @pytest.fixture(scope="module")
@@ -100,17 +102,20 @@ def test_a_dead_connection_is_replaced_between_transactions_and_an_error_within(
     ("cache", "waits"), [("none", {"token": 50, "validation": 40, "user": 43}), ("memcached", {"token": 5, "user": 5})]
 )
 def test_keystone_waits_for_statements_only(run: Run, cache: str, waits: dict[str, int]) -> None:
-    delay_ms = 25
-    steps = json.loads(run("keystone_requests.py", cache, "0", str(delay_ms)).splitlines()[-1])["steps"]
-    for step, expected in waits.items():
-        kinds = steps[step]["kinds"]
-        print(cache, step, kinds)
-        assert "PING" not in kinds
-        assert sum(kinds.values()) - kinds["ROLLBACK"] == expected
-        seconds = steps[step]["seconds"]
-        # a busy machine adds a little to each; the release waits for twice as many
-        round_trips = (seconds[str(delay_ms)] - seconds["0"]) / (2 * delay_ms / 1000)
-        assert expected * 0.9 <= round_trips < expected * 1.4 + 1, (step, round_trips)
+    delay_ms, wrong = 25, {}
+    for _ in range(MEASUREMENTS):
+        steps = json.loads(run("keystone_requests.py", cache, "0", str(delay_ms)).splitlines()[-1])["steps"]
+        for step, expected in waits.items():
+            kinds = steps[step]["kinds"]
+            print(cache, step, kinds)
+            assert "PING" not in kinds
+            assert sum(kinds.values()) - kinds["ROLLBACK"] == expected
+        seconds = {step: steps[step]["seconds"] for step in waits}
+        times = {step: (took[str(delay_ms)] - took["0"]) / (2 * delay_ms / 1000) for step, took in seconds.items()}
+        wrong = {step: times[step] for step, n in waits.items() if not n * 0.9 <= times[step] < n * 1.4 + 1}
+        if not wrong:
+            return
+    assert wrong == {}  # round trips
 
 
 @pytest.mark.skipif("PROTOTYPES_MEASURE" not in os.environ, reason="minutes of waiting; PROTOTYPES_MEASURE=1 runs it")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from discovery_deploy.count_acts import listeners, sql_requests
+from discovery_deploy.data import data_directory
 from discovery_deploy.rally import load_tasks
 from discovery_deploy.remote import Remote
 from tests.integration import known_requests
@@ -98,9 +99,17 @@ def test_requests_to_a_database_are_seen_from_its_own_host_and_from_another_site
 
 
 def test_every_task_of_keystone_succeeds_and_is_counted_step_by_step(tool: Tool) -> None:
-    """The seven tasks of the Juice study, seven iterations each; then the campaign's report says what was counted."""
+    """The seven tasks of the Juice study and one beside the experiment file, seven iterations each.
+
+    Then the campaign's report says what was counted.
+    """
     keystone = {name: one for name, one in load_tasks().items() if name.startswith("keystone/")}
     assert len(keystone) == 7
+    own = "./tasks/read.yaml"
+    text = (data_directory("rally_tasks") / "keystone" / "get_entities.yaml").read_text()
+    (tool.folder / "tasks").mkdir()
+    (tool.folder / own).write_text(text.replace("name: keystone/get_entities", "name: tasks/read"))
+    keystone[own] = keystone["keystone/get_entities"]
     scenarios = [{"task": name, "times": 1} for name in keystone]
     tool.write({**EXPERIMENT, "campaign": {**EXPERIMENT["campaign"], "scenarios": scenarios}})
     seen = len(tool.journal())
@@ -124,6 +133,9 @@ def test_every_task_of_keystone_succeeds_and_is_counted_step_by_step(tool: Tool)
     users = counted["keystone/create_and_list_users"]
     assert users["keystone_v3.create_user"]["write_commits"] == 1
     assert users["keystone_v3.create_user"]["kinds"]["COMMIT"] >= 1
+    assert {name: step["requests"] for name, step in counted[own].items()} == pytest.approx(
+        {name: step["requests"] for name, step in counted["keystone/get_entities"].items()}, abs=2
+    )
     tool.write(EXPERIMENT)
     tool("report", "factors.yaml")
     text = (tool.workspace / "report" / "report.md").read_text()
