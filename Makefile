@@ -8,7 +8,7 @@ APT_NEEDS := python3 python3-venv systemd-container mmdebstrap zstd user-mode-li
 APT_TEST_NEEDS := chromium shellcheck vagrant vagrant-libvirt libvirt-daemon-system libvirt-clients qemu-system-x86 \
 	qemu-utils dnsmasq-base iptables e2fsprogs
 # Groups of files of integration tests side by side (tests/conftest.py).
-LANES ?= 4
+LANES ?= 3
 INTEGRATION := -p no:randomly -n $(LANES) --dist loadfile --no-loadscope-reorder
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-tests

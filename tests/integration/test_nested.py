@@ -15,6 +15,7 @@ from discovery_deploy.nested import Nested
 from discovery_deploy.providers.base import Lease
 from discovery_deploy.remote import Remote, ssh_config_text
 from discovery_deploy.shaping import RouterShaper
+from tests.integration.priority import before_all_else
 from tests.integration.uml_machines import UmlMachines, uml_machines
 from tests.leased import known_hosts
 
@@ -140,7 +141,7 @@ def the_wan_is_as_asked(bed: NestedBed, asked: Experiment, lease: Lease, remote:
         measure.Point(site, lease.at(site).name, lease.at(site).site_address, lease.site_gateways[site])
         for site in asked.site_names
     ]
-    with bed.machines.before_all_else():
+    with before_all_else(bed.machines.process):
         report = measure.verify_wan(
             remote, points, shapes, Verify(), readback=lambda: shaper.problems(shapes), attempts=6
         )

@@ -13,6 +13,7 @@ import pytest
 from discovery_deploy import box, stack, wan
 from discovery_deploy.enoslib_environment import enoslib_python
 from discovery_deploy.vagrant_plan import prefix
+from tests.integration.priority import before_all_else, emulators
 from tests.integration.vagrant_bed import VagrantBed
 from tests.integration.whole_experiment import until_valid
 
@@ -91,7 +92,8 @@ def test_machines_are_reserved_mended_and_given_back(bed: VagrantBed) -> None:
     assert f" dev {device} " in on(bed, "paris-1", f"ip route get {addresses['lyon-1']}")
 
     # The machines' own kernels shape what they send.
-    done = bed.run(sys.executable, "-m", "tests.integration.shape_and_measure", f"{NAME}.yaml", limit_s=300.0)
+    with before_all_else(emulators(f"guest={prefix(NAME)}")):
+        done = bed.run(sys.executable, "-m", "tests.integration.shape_and_measure", f"{NAME}.yaml", limit_s=300.0)
     assert done.returncode == 0, done.stderr
     report = wan.WanReport.model_validate_json(done.stdout)
     assert report.problems == ()

@@ -68,21 +68,10 @@ class UmlMachines:
     given: dict[str, tuple[str, Lease]] = field(default_factory=dict)
     """Experiment -> public key and lease."""
 
-    @contextlib.contextmanager
-    def before_all_else(self) -> Iterator[None]:
-        """Their processes before whatever else runs here, which would be measured otherwise (as for the WAN router)."""
-        self._schedule(os.SCHED_FIFO, 50)
-        try:
-            yield
-        finally:
-            self._schedule(os.SCHED_OTHER, 0)
-
-    def _schedule(self, policy: int, priority: int) -> None:
-        groups = {process.pid for process in self.processes}
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):  # it has ended meanwhile
-                if int(stat.read_text().rpartition(")")[2].split()[2]) in groups:
-                    os.sched_setscheduler(int(stat.parent.name), policy, os.sched_param(priority))
+    def process(self, directory: Path) -> bool:
+        """Whether a process, by its directory in /proc, is one of their kernels'."""
+        group = int((directory / "stat").read_text().rpartition(")")[2].split()[2])
+        return group in {process.pid for process in self.processes}
 
     def ssh(self, machine: str, command: str, text: str = "") -> str:
         done = subprocess.run(
