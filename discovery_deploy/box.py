@@ -61,8 +61,8 @@ FILES = {
 COMMAND_LINE = "root=/dev/vda rw console=ttyS0 net.ifnames=0 quiet"
 """Of the kernel."""
 EMULATED = "mitigations=off systemd.show_status=no"
-"""Besides, where the machine is emulated: what guards against a real processor's faults empties QEMU's translation
-caches at every system call (a boot took 39 s of a processor without it, 50 with it; once each)."""
+"""Besides, where the machine is emulated: what guards against a real processor's faults guards nothing there, and costs
+(a boot took 39 s of a processor without it, 50 with it; once each)."""
 VAGRANTFILE = f"""\
 Vagrant.configure("2") do |config|
   config.vm.synced_folder ".", "/vagrant", disabled: true

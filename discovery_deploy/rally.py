@@ -21,9 +21,6 @@ from discovery_deploy.records import Placement, RunRecord
 if TYPE_CHECKING:  # imported where it is used: every command of the command line would wait for it
     import pyarrow as pa
 
-if TYPE_CHECKING:  # every command of the command line would wait for it
-    import pyarrow as pa
-
 TOTAL = ""
 """`atomic_action` of the row that holds a whole iteration."""
 OTHER = "(other)"
@@ -90,7 +87,7 @@ def load_tasks(directory: Path | None = None) -> dict[str, TaskTemplate]:
 
 def _read_template(path: Path) -> TaskTemplate:
     try:
-        # Ours, so what libyaml does otherwise than YAML 1.2 does not matter: it is ten times as fast.
+        # Ours, so what libyaml does otherwise than YAML 1.2 does not matter: it is several times as fast.
         return TaskTemplate.model_validate(YAML(typ="safe").load(path.read_text(encoding="utf-8")))
     except YAMLError as error:
         raise DiscoveryError(f"{path}: {error}") from error

@@ -132,7 +132,7 @@ class WanReport(Strict):
     """Clocks that are too far away for what relies on them: a common start at several sites."""
 
     def base_of(self, pair: PairVerdict) -> float:
-        """RTT of the testbed itself that is subtracted from a pair's, in seconds."""
+        """RTT of the testbed itself while a pair was measured, in seconds."""
         return self.base_rtt_s if pair.base_rtt_s is None else pair.base_rtt_s
 
     @property

@@ -141,7 +141,7 @@ def the_wan_is_as_asked(bed: NestedBed, asked: Experiment, lease: Lease, remote:
         measure.Point(site, lease.at(site).name, lease.at(site).site_address, lease.site_gateways[site])
         for site in asked.site_names
     ]
-    with before_all_else(bed.machines.process):
+    with before_all_else(bed.machines.runs_in):
         report = measure.verify_wan(
             remote, points, shapes, Verify(), readback=lambda: shaper.problems(shapes), attempts=6
         )

@@ -68,10 +68,10 @@ class UmlMachines:
     given: dict[str, tuple[str, Lease]] = field(default_factory=dict)
     """Experiment -> public key and lease."""
 
-    def process(self, directory: Path) -> bool:
+    def runs_in(self, process: Path) -> bool:
         """Whether a process, by its directory in /proc, is one of their kernels'."""
-        group = int((directory / "stat").read_text().rpartition(")")[2].split()[2])
-        return group in {process.pid for process in self.processes}
+        group = int((process / "stat").read_text().rpartition(")")[2].split()[2])
+        return group in {kernel.pid for kernel in self.processes}
 
     def ssh(self, machine: str, command: str, text: str = "") -> str:
         done = subprocess.run(
