@@ -42,8 +42,15 @@ def _mounts(scope: _Scope) -> set[str]:
     return {
         f"{point} ({number})"
         for point, number in found
-        if (not point.startswith("/run/netns") or scope.has(Path(point).name)) and not point.startswith(others)
+        if (not point.startswith("/run/netns") or scope.has(Path(point).name))
+        and not point.startswith(others)
+        and not _of_another_test(point, scope.state)
     }
+
+
+def _of_another_test(point: str, state: Path) -> bool:
+    """Whether a mount is in a test's own folder that is not the one of this state directory (a full disk, say)."""
+    return "/pytest-of-" in point and not point.startswith(f"{state.parent}/")
 
 
 def _cgroups(scope: _Scope) -> set[str]:
