@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from discovery_deploy import measure, probe, wan_router
 from discovery_deploy.model import Network, Verify
@@ -32,7 +34,27 @@ def until_good(attempt: Callable[[], dict[Any, Any]]) -> None:
         if wrong:
             again = attempt()
             wrong = {key: again[key] for key in wrong if key in again}
-    assert not wrong
+    assert not wrong, f"wrong in each of {MEASUREMENTS} measurements: {wrong}"
+
+
+def inside_uml() -> bool:
+    """Whether these tests run in a User-Mode Linux of their own (`inside_uml`)."""
+    return "User Mode Linux" in Path("/proc/cpuinfo").read_text()
+
+
+@contextmanager
+def at_a_pace_that_this_kernel_keeps() -> Iterator[None]:
+    """Inside User-Mode Linux fewer datagrams a second.
+
+    Such a kernel has a real-time priority, and one that is busy for 0.95 s stands still for the rest of that second
+    (sched_rt_runtime_us): then datagrams are lost in full buffers, and a rate is 5 % too low.
+    """
+    slower = 4 if inside_uml() else 1
+    with (
+        mock.patch.object(measure, "DATAGRAMS_PER_S", measure.DATAGRAMS_PER_S / slower),
+        mock.patch.object(measure, "STREAM_DATAGRAMS_PER_S", measure.STREAM_DATAGRAMS_PER_S / slower),
+    ):
+        yield
 
 
 def wrong_rtts(wan: Wan, shapes: dict[Pair, PathShape]) -> dict[Pair | str, float]:
@@ -144,12 +166,13 @@ def a_way_that_loses_all_is_not_called_measured(wan: Wan) -> None:
 
 def loss_and_rate_are_as_asked_and_only_there(wan: Wan) -> None:
     a, b, c = wan.names[:3]
+    rate = "5 Mbit/s" if inside_uml() else "20 Mbit/s"
     shapes = wan.shape(
         network(
             default={"delay": "5 ms"},
             constraints=[
-                {"from": a, "to": b, "loss": "5 %", "rate": "20 Mbit/s"},
-                {"from": b, "to": c, "rate": "20 Mbit/s"},
+                {"from": a, "to": b, "loss": "5 %", "rate": rate},
+                {"from": b, "to": c, "rate": rate},
                 {"from": c, "to": b, "loss": "5 %"},
             ],
         )
@@ -171,7 +194,8 @@ def loss_and_rate_are_as_asked_and_only_there(wan: Wan) -> None:
                 found[pair] = m
         return found
 
-    until_good(wrong)
+    with at_a_pace_that_this_kernel_keeps():
+        until_good(wrong)
 
 
 def echoes(wan: Wan, source: str, destination: str, count: int, interval_s: float) -> dict[str, Any]:
