@@ -206,7 +206,15 @@ def test_nohup_is_obeyed(tmp_path: Path) -> None:
 
 def test_a_terminal_that_is_gone_does_not_hide_the_interruption(tmp_path: Path) -> None:
     end, terminal = os.openpty()
-    program = f"{BEGIN}\ninterruption.obey_signals()\nwith interruption.ends_the_process():\n    slow('a', ['x'])\n"
+    program = f"""{BEGIN}
+interruption.obey_signals()
+with interruption.ends_the_process():
+    try:
+        slow('a', ['x'])
+    finally:
+        print('said where nobody hears it', flush=True)
+        (folder / 'kept').touch()
+"""
     running = subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path)], stdin=terminal, stdout=terminal, stderr=terminal,
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
@@ -216,6 +224,7 @@ def test_a_terminal_that_is_gone_does_not_hide_the_interruption(tmp_path: Path) 
     os.close(end)
     running.send_signal(signal.SIGHUP)
     assert running.wait(30) == 130
+    assert (tmp_path / "kept").exists(), "what is done on the way out is done"
 
 
 def runs(pid: int) -> bool:
