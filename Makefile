@@ -1,6 +1,7 @@
 # Everything runs from a checkout on Debian 12 as root; each target installs what it needs.
 SHELL := /bin/bash
-PYTHON ?= $(shell test -x /usr/bin/python3 && echo /usr/bin/python3 || command -v python3)
+# Looked for when the recipe runs: make expands a recipe before its first line has installed Python.
+PYTHON ?= $$(test -x /usr/bin/python3 && echo /usr/bin/python3 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 APT_NEEDS := python3 python3-venv systemd-container mmdebstrap zstd user-mode-linux tcc uml-utilities iproute2 kmod \
