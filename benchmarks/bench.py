@@ -251,13 +251,14 @@ pivot_root . tmp/outside
 umount -l /tmp/outside
 exec sh -euc "$1"
 """
-"""The tree becomes the root of its mount namespace, as on a machine: in a chroot, whoever enters a container is outside."""
+"""The tree becomes the root of a mount namespace, as on a machine: from a chroot one enters no container's tree."""
 DEMO = """\
 cd /root/discovery-deploy
 begin=$(date +%s)
+released() { status=$?; .venv/bin/discovery-deploy release quickstart; exit "$status"; }
+trap released EXIT
 make demo
 echo "SECONDS $(($(date +%s) - begin))"
-.venv/bin/discovery-deploy release quickstart
 """
 
 
