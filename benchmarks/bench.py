@@ -259,6 +259,7 @@ released() { status=$?; .venv/bin/discovery-deploy release quickstart; exit "$st
 trap released EXIT
 make demo
 echo "SECONDS $(($(date +%s) - begin))"
+cp results/quickstart/state.json /root/state.json
 """
 
 
@@ -283,7 +284,7 @@ def bare_demo(bench: Bench) -> None:
     if done.returncode:
         raise SystemExit(f"make demo in a bare Debian: exit {done.returncode}\n{text[-5000:]}")
     [seconds] = [line.split()[1] for line in text.splitlines() if line.startswith("SECONDS ")]
-    phases = json.loads((tree / "root/discovery-deploy/results/quickstart/state.json").read_text())["phases"]
+    phases = json.loads((tree / "root/state.json").read_text())["phases"]
     split = _split({phase: record["seconds"] for phase, record in phases.items()})
     bench.row("quickstart, bare Debian 12 (no package, no cache), `make demo` to the report", f"{seconds} s",
               f"{split}; 8 runs of Rally")  # fmt: skip
