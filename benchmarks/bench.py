@@ -22,8 +22,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from discovery_deploy import image  # noqa: E402
-from discovery_deploy.provenance import machine_facts, tool_commit  # noqa: E402
+from discovery_deploy.driver.provenance import machine_facts, tool_commit  # noqa: E402
+from discovery_deploy.software import image  # noqa: E402
 
 TARGET = ROOT / "docs" / "benchmarks.json"
 COMMIT = tool_commit() or "not known"
@@ -98,7 +98,7 @@ def _split(phases: dict[str, float]) -> str:
 
 def memory_mb(plan: Path) -> float:
     """Proportional memory of all processes in an experiment's hosts, in MB."""
-    shown = subprocess.run([sys.executable, "-m", "discovery_deploy.containers", "status", str(plan)],
+    shown = subprocess.run([sys.executable, "-m", "discovery_deploy.agent.containers", "status", str(plan)],
                            capture_output=True, text=True, check=True, cwd=ROOT)  # fmt: skip
     total_kb = 0
     pids = {pid for host in json.loads(shown.stdout).values() for pid in host["pids"].values() if pid}

@@ -30,11 +30,13 @@ sys.path.insert(0, str(ROOT))
 
 from rich.console import Console  # noqa: E402
 
-from discovery_deploy import bench, opening, rally, variables  # noqa: E402
-from discovery_deploy.driver import Driver  # noqa: E402
-from discovery_deploy.progress import ConsoleAnnouncer  # noqa: E402
-from discovery_deploy.providers import provider_named  # noqa: E402
-from discovery_deploy.testbed import Testbed  # noqa: E402
+from discovery_deploy.bench import bench, rally  # noqa: E402
+from discovery_deploy.cli.progress import ConsoleAnnouncer  # noqa: E402
+from discovery_deploy.cloud import variables  # noqa: E402
+from discovery_deploy.driver import opening  # noqa: E402
+from discovery_deploy.driver.driver import Driver  # noqa: E402
+from discovery_deploy.driver.testbed import Testbed  # noqa: E402
+from discovery_deploy.hosts.registry import provider_named  # noqa: E402
 
 WAYS = ("alone", "kept")
 ALONE = """\

@@ -6,9 +6,9 @@ import json
 import re
 from pathlib import Path
 
-from discovery_deploy import schema
-from discovery_deploy.crossings import picture
-from discovery_deploy.model import Experiment
+from discovery_deploy.cloud.crossings import picture
+from discovery_deploy.experiment import schema
+from discovery_deploy.experiment.model import Experiment
 
 DOCS = Path(__file__).resolve().parent
 TOPOLOGIES = DOCS / "topologies.md"

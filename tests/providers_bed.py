@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import containers, enoslib_environment, stack
-from discovery_deploy.model import Experiment
-from discovery_deploy.providers.base import Lease, ProviderInterface
-from discovery_deploy.providers.g5k import G5kProvider
-from discovery_deploy.providers.local import LocalProvider
-from discovery_deploy.providers.static import StaticProvider
-from discovery_deploy.providers.vagrant import VagrantProvider
+from discovery_deploy.agent import containers
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.software import enoslib_environment, stack
+from discovery_deploy.testbeds.base import Lease, ProviderInterface
+from discovery_deploy.testbeds.g5k import G5kProvider
+from discovery_deploy.testbeds.local import LocalProvider
+from discovery_deploy.testbeds.static import StaticProvider
+from discovery_deploy.testbeds.vagrant import VagrantProvider
 from tests.integration.g5k_bed import fake_grid5000
 from tests.integration.leftovers import Snapshot, left_behind
 from tests.integration.local_bed import LocalBed, experiment, kill_now
@@ -127,7 +128,7 @@ class Bed(ABC):
 
     def login(self, lease: Lease, host: str, command: str) -> str:
         """What a command of root prints, who has logged in with the experiment's key as the lease says."""
-        from discovery_deploy.remote import Remote, ssh_config_text
+        from discovery_deploy.system.remote import Remote, ssh_config_text
         from tests.leased import known_hosts
 
         ways = {one.name: (one.management_address, one.ssh) for one in lease.hosts}

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from discovery_deploy import rally
-from discovery_deploy.model import Experiment, Scenario
-from discovery_deploy.records import HostFacts, Placement, Provenance, RunRecord, SettingRecord
-from discovery_deploy.units import format_duration
-from discovery_deploy.wan import PairMeasurement, PairVerdict, PathShape, WanReport
+from discovery_deploy.bench import rally
+from discovery_deploy.bench.records import HostFacts, Placement, Provenance, RunRecord, SettingRecord
+from discovery_deploy.experiment.model import Experiment, Scenario
+from discovery_deploy.experiment.units import format_duration
+from discovery_deploy.wan.wan import PairMeasurement, PairVerdict, PathShape, WanReport
 
 SITES = ("paris", "nantes", "lyon")
 BASE_RTT_S = 0.0003

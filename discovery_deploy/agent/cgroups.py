@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from discovery_deploy.machine import MachineError
+from discovery_deploy.agent.machine import MachineError
 
 # Not `cpu`: its groups have no real-time share at first, and probes inside hosts run with a real-time priority.
 _V1 = ("name=systemd", "memory", "pids")

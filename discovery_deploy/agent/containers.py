@@ -1,6 +1,6 @@
 """Hosts of a machine plan on ONE machine: namespaces, site networks and systemd-nspawn containers.
 
-    python3 -m discovery_deploy.containers up|down|status PLAN
+    python3 -m discovery_deploy.agent.containers up|down|status PLAN
 
 `up` makes what is missing and touches nothing that is well; `down` removes everything from any state. Standard library
 only, together with `machine.py`, `cgroups.py`, `site_networks.py`, `nspawn.py` and `wan_router.py`: shipped to a
@@ -22,8 +22,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy import cgroups, machine, nspawn, site_networks, wan_router
-from discovery_deploy.machine import (
+from discovery_deploy.agent import cgroups, machine, nspawn, site_networks, wan_router
+from discovery_deploy.agent.machine import (
     MachineError,
     Plan,
     claim,
@@ -38,7 +38,7 @@ from discovery_deploy.machine import (
     run,
     session,
 )
-from discovery_deploy.wan_uml import RouterError
+from discovery_deploy.agent.wan_uml import RouterError
 
 INOTIFY_INSTANCES = 1024
 """Of fs.inotify.max_user_instances; with the usual 128, containers beyond about 16 hang while they start."""
@@ -277,7 +277,7 @@ def _remove_runtime(slot: int) -> None:
 def main(arguments: list[str]) -> int:
     """The command: up, down or status of a plan file; the exit status."""
     if len(arguments) != 2 or arguments[0] not in ("up", "down", "status"):
-        print("usage: python3 -m discovery_deploy.containers up|down|status PLAN", file=sys.stderr)
+        print("usage: python3 -m discovery_deploy.agent.containers up|down|status PLAN", file=sys.stderr)
         return 2
     plan = json.loads(Path(arguments[1]).read_text())
     try:

@@ -18,8 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy import host_packages
-from discovery_deploy.given_host import (
+from discovery_deploy.agent import host_packages
+from discovery_deploy.agent.given_host import (
     AT_WORK,
     FOUND,
     HELD,
@@ -40,7 +40,7 @@ from discovery_deploy.given_host import (
     take_key,
     unit_states,
 )
-from discovery_deploy.tc_device import DeviceError, HostDevice
+from discovery_deploy.agent.tc_device import DeviceError, HostDevice
 
 RESTORING = "restoring"
 """File that says: all of the experiment is gone, and what was found is being put back."""

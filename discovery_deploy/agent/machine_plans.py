@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from discovery_deploy import containers, machine, site_networks
-from discovery_deploy.machine import Plan
+from discovery_deploy.agent import containers, machine, site_networks
+from discovery_deploy.agent.machine import Plan
 
 SLOTS = 64
 """Experiments that fit on one machine at the same time: slot n has 10.(64+n).0.0/16 and 10.(128+n).0.0/16."""

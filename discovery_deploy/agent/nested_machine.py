@@ -1,6 +1,6 @@
 """What a machine does that holds hosts as containers: the other end of `machine_calls`. Standard library only.
 
-    python3 -m discovery_deploy.nested_machine VERB
+    python3 -m discovery_deploy.agent.nested_machine VERB
 
 The first line of standard input is the request, a JSON object. Lines of JSON come back: {"progress": text}, and in the
 end {"result": ...} or {"error": {"what", "advice"}}. The driver keeps standard input open until then: when it ends
@@ -22,7 +22,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from discovery_deploy import (
+from discovery_deploy.agent import (
     containers,
     machine,
     machine_plans,
@@ -32,8 +32,8 @@ from discovery_deploy import (
     uml_kernel,
     wan_router,
 )
-from discovery_deploy.machine import MachineError, Plan
-from discovery_deploy.wan_uml import RouterError
+from discovery_deploy.agent.machine import MachineError, Plan
+from discovery_deploy.agent.wan_uml import RouterError
 
 Tell = Callable[[str], None]
 Request = dict[str, Any]
@@ -206,7 +206,7 @@ def _end_with(stream: IO[bytes]) -> None:
 def main(arguments: list[str]) -> int:
     """One verb; the exit status is 0 when there is an answer, also when it is an error."""
     if len(arguments) != 1 or arguments[0] not in VERBS:
-        print(f"usage: python3 -m discovery_deploy.nested_machine {'|'.join(VERBS)}", file=sys.stderr)
+        print(f"usage: python3 -m discovery_deploy.agent.nested_machine {'|'.join(VERBS)}", file=sys.stderr)
         return 2
     stream = sys.stdin.buffer
     request = json.loads(stream.readline())

@@ -22,8 +22,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy import cgroups, names
-from discovery_deploy.machine import MachineError, Plan, recorded, replace, run
+from discovery_deploy.agent import cgroups, names
+from discovery_deploy.agent.machine import MachineError, Plan, recorded, replace, run
 
 Host = dict[str, Any]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy.machine import MachineError, Plan, is_namespace, namespaces, own, run
+from discovery_deploy.agent.machine import MachineError, Plan, is_namespace, namespaces, own, run
 
 QUEUE_PACKETS = 10000
 """`txqueuelen` of every device: a burst on the local network must not be dropped before it reaches the WAN."""

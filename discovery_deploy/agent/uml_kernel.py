@@ -12,8 +12,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from discovery_deploy import machine
-from discovery_deploy.machine import MachineError
+from discovery_deploy.agent import machine
+from discovery_deploy.agent.machine import MachineError
 
 KERNEL = "linux.uml"
 SHIM_SOURCE = Path(__file__).with_name("uml_xstate.c")

@@ -5,9 +5,9 @@ router is a network namespace (mode `netns`), otherwise a User-Mode-Linux proces
 same.
 Standard library only, driven by the plan of one machine, so that it can be shipped there:
 
-    python3 -m discovery_deploy.wan_router up|down|status|read PLAN
-    python3 -m discovery_deploy.wan_router apply PLAN < PROGRAM
-    python3 -m discovery_deploy.wan_router run PLAN COMMAND
+    python3 -m discovery_deploy.agent.wan_router up|down|status|read PLAN
+    python3 -m discovery_deploy.agent.wan_router apply PLAN < PROGRAM
+    python3 -m discovery_deploy.agent.wan_router run PLAN COMMAND
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy import machine, tc_device, uml_kernel, wan_tunnels, wan_uml
-from discovery_deploy.machine import MachineError
-from discovery_deploy.wan_tunnels import Tunnel
-from discovery_deploy.wan_uml import QUEUE_PACKETS, Port, RouterError, UmlRouter
+from discovery_deploy.agent import machine, tc_device, uml_kernel, wan_tunnels, wan_uml
+from discovery_deploy.agent.machine import MachineError
+from discovery_deploy.agent.wan_tunnels import Tunnel
+from discovery_deploy.agent.wan_uml import QUEUE_PACKETS, Port, RouterError, UmlRouter
 
 Plan = dict[str, Any]
 """The plan of one machine; of it `directory`, `slot`, `sites`, `router` and `peers` are read."""

@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from discovery_deploy import machine, uml_kernel
-from discovery_deploy.machine import MachineError
+from discovery_deploy.agent import machine, uml_kernel
+from discovery_deploy.agent.machine import MachineError
 
 PRIORITY = 50
 """SCHED_FIFO priority: without it a busy machine adds tens of milliseconds to the slowest packets."""

@@ -15,11 +15,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from discovery_deploy import rally, rally_process
-from discovery_deploy.errors import DiscoveryError
-from discovery_deploy.model import Scenario, Strict
-from discovery_deploy.providers.base import LeasedHost
-from discovery_deploy.remote import Remote, side_by_side
+from discovery_deploy.agent import rally_process
+from discovery_deploy.bench import rally
+from discovery_deploy.experiment.model import Scenario, Strict
+from discovery_deploy.system.errors import DiscoveryError
+from discovery_deploy.system.remote import Remote, side_by_side
+from discovery_deploy.testbeds.base import LeasedHost
 
 UNIT = "discovery-rally"
 REMOTE_RUNS = "/var/lib/discovery-deploy/runs"

@@ -9,11 +9,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from discovery_deploy.fields import format_path, get_in, parse_path, set_in
-from discovery_deploy.model import Experiment, Scenario, Strict
-from discovery_deploy.records import Placement, SettingRecord
-from discovery_deploy.topology import layout
-from discovery_deploy.wan import PathShape
+from discovery_deploy.bench.records import Placement, SettingRecord
+from discovery_deploy.cloud.topology import layout
+from discovery_deploy.experiment.fields import format_path, get_in, parse_path, set_in
+from discovery_deploy.experiment.model import Experiment, Scenario, Strict
+from discovery_deploy.wan.wan import PathShape
 
 _LONGEST_LABEL = 40
 _COST = (

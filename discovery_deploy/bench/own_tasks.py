@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from discovery_deploy.documents import Document, NotYamlError
-from discovery_deploy.fields import format_path
-from discovery_deploy.rally import TaskTemplate
+from discovery_deploy.bench.rally import TaskTemplate
+from discovery_deploy.experiment.documents import Document, NotYamlError
+from discovery_deploy.experiment.fields import format_path
 
 PREFIX = "./"
 """Begins the name of a task that is a file beside the experiment file."""

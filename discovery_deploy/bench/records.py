@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from discovery_deploy.model import Scenario, Strict
-from discovery_deploy.strict import HostName, Name, RunId
-from discovery_deploy.wan import WanReport
+from discovery_deploy.experiment.model import Scenario, Strict
+from discovery_deploy.system.strict import HostName, Name, RunId
+from discovery_deploy.wan.wan import WanReport
 
 
 class SettingRecord(Strict):

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from discovery_deploy.model import Experiment, MariadbBackend, Strict
-from discovery_deploy.services import KEYSTONE
-from discovery_deploy.topology import layout
-from discovery_deploy.wan import PathShape
+from discovery_deploy.cloud.topology import layout
+from discovery_deploy.experiment.model import Experiment, MariadbBackend, Strict
+from discovery_deploy.experiment.services import KEYSTONE
+from discovery_deploy.wan.wan import PathShape
 
 if TYPE_CHECKING:
-    from discovery_deploy.providers.base import Lease
+    from discovery_deploy.testbeds.base import Lease
 
 Kind = Literal["fake", "libvirt"]
 """Of a compute: Nova's fake driver, or real virtual machines."""

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from discovery_deploy import box, stack
-from discovery_deploy.errors import TestbedError
+from discovery_deploy.software import box, stack
+from discovery_deploy.system.errors import TestbedError
 
 app = typer.Typer(
     no_args_is_help=True, help="The box of Vagrant's machines, built from Debian's packages; usable without network."

@@ -16,28 +16,20 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from discovery_deploy import (
-    __version__,
-    bookings,
-    box_commands,
-    cache,
-    campaign,
-    commands,
-    config,
-    doctor,
-    enos_import,
-    g5k_request,
-    interruption,
-    opening,
-    patch_commands,
-    process_settings,
-    request_counts,
-    smoke,
-    smoke_acts,
-    stack,
-)
-from discovery_deploy.driver import Driver
-from discovery_deploy.errors import (
+from discovery_deploy import __version__
+from discovery_deploy.bench import campaign, request_counts, smoke
+from discovery_deploy.cli import box_commands, commands, doctor, patch_commands
+from discovery_deploy.cli.progress import ConsoleAnnouncer
+from discovery_deploy.driver import bookings, opening, smoke_acts
+from discovery_deploy.driver.driver import Driver
+from discovery_deploy.driver.phases import Phase
+from discovery_deploy.driver.testbed import Testbed
+from discovery_deploy.enos import enos_import
+from discovery_deploy.experiment import config
+from discovery_deploy.hosts.registry import PROVIDERS, provider_named
+from discovery_deploy.software import cache, stack
+from discovery_deploy.system import interruption, process_settings
+from discovery_deploy.system.errors import (
     EXIT_BUG,
     EXIT_STATE,
     EXIT_TESTBED,
@@ -45,10 +37,7 @@ from discovery_deploy.errors import (
     StateError,
     machine_refusal,
 )
-from discovery_deploy.phases import Phase
-from discovery_deploy.progress import ConsoleAnnouncer
-from discovery_deploy.providers import PROVIDERS, provider_named
-from discovery_deploy.testbed import Testbed
+from discovery_deploy.testbeds import g5k_request
 
 app = typer.Typer(
     name="discovery-deploy",

@@ -10,23 +10,26 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from discovery_deploy import bookings, clocks, names, opening, rally, wan, wan_verdict
-from discovery_deploy.campaign import Setting
-from discovery_deploy.crossings import described
-from discovery_deploy.driver import Driver
-from discovery_deploy.errors import ExperimentError, MeasurementError, StateError, TestbedError
-from discovery_deploy.model import Verify
-from discovery_deploy.phases import PHASES, State
-from discovery_deploy.progress import Announcer
-from discovery_deploy.providers import PROVIDERS, holding, name_held, provider_named
-from discovery_deploy.providers.base import Lease
-from discovery_deploy.records import RunRecord
-from discovery_deploy.releasing import readable_lease
-from discovery_deploy.releasing import release as release_experiment
-from discovery_deploy.remote import Remote
-from discovery_deploy.site_proxy import routed, socks_proxy
-from discovery_deploy.strict import experiment_name
-from discovery_deploy.workspace import Reading, Workspace, is_workspace, results_directory, same_folder
+from discovery_deploy.agent import names
+from discovery_deploy.bench import rally
+from discovery_deploy.bench.campaign import Setting
+from discovery_deploy.bench.records import RunRecord
+from discovery_deploy.cli.progress import Announcer
+from discovery_deploy.cloud.crossings import described
+from discovery_deploy.driver import bookings, opening
+from discovery_deploy.driver.driver import Driver
+from discovery_deploy.driver.phases import PHASES, State
+from discovery_deploy.driver.releasing import readable_lease
+from discovery_deploy.driver.releasing import release as release_experiment
+from discovery_deploy.experiment.model import Verify
+from discovery_deploy.hosts.registry import PROVIDERS, holding, name_held, provider_named
+from discovery_deploy.system.errors import ExperimentError, MeasurementError, StateError, TestbedError
+from discovery_deploy.system.remote import Remote
+from discovery_deploy.system.site_proxy import routed, socks_proxy
+from discovery_deploy.system.strict import experiment_name
+from discovery_deploy.system.workspace import Reading, Workspace, is_workspace, results_directory, same_folder
+from discovery_deploy.testbeds.base import Lease
+from discovery_deploy.wan import clocks, wan, wan_verdict
 
 
 def setting_named(driver: Driver, label: str | None) -> Setting:
@@ -116,9 +119,9 @@ def raise_on_problems(report: wan.WanReport) -> None:
 
 def summary(driver: Driver) -> str:
     """Medians of whole iterations, and what a round trip costs, for a terminal."""
-    from discovery_deploy import stats  # late: statistics take a second to load
-    from discovery_deploy.report import text
-    from discovery_deploy.report.content import why_not_valid
+    from discovery_deploy.results import stats  # late: statistics take a second to load
+    from discovery_deploy.results.report import text
+    from discovery_deploy.results.report.content import why_not_valid
 
     records = driver.records()
     table = stats.with_other(driver.iterations(records).to_pandas())

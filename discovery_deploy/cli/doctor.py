@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from discovery_deploy import cache, image, stack, wan_router
-from discovery_deploy.errors import DiscoveryError
-from discovery_deploy.model import Experiment, Strict
-from discovery_deploy.provider_models import Local, Vagrant
-from discovery_deploy.providers import provider_named
-from discovery_deploy.providers.base import Lack, ProviderInterface
-from discovery_deploy.providers.local import LocalProvider, state_directory
+from discovery_deploy.agent import wan_router
+from discovery_deploy.experiment.model import Experiment, Strict
+from discovery_deploy.experiment.provider_models import Local, Vagrant
+from discovery_deploy.hosts.registry import provider_named
+from discovery_deploy.software import cache, image, stack
+from discovery_deploy.system.errors import DiscoveryError
+from discovery_deploy.testbeds.base import Lack, ProviderInterface
+from discovery_deploy.testbeds.local import LocalProvider, state_directory
 
 DISK_BYTES = 6 * 1024**3
 """Image, environments and a small experiment: about 3 GB; the rest is room for data. What is cached is had already."""

@@ -8,11 +8,21 @@ from typing import Annotated
 
 import typer
 
-from discovery_deploy import opening, sources, stack, working_copy
-from discovery_deploy.errors import ExperimentError
-from discovery_deploy.image import Progress
-from discovery_deploy.model import Deployment
-from discovery_deploy.patch_series import Base, Series, SeriesError, apply_series, base_problem, canonical, tree_hash
+from discovery_deploy.driver import opening
+from discovery_deploy.experiment.model import Deployment
+from discovery_deploy.software import stack
+from discovery_deploy.software.image import Progress
+from discovery_deploy.software.patches import sources, working_copy
+from discovery_deploy.software.patches.patch_series import (
+    Base,
+    Series,
+    SeriesError,
+    apply_series,
+    base_problem,
+    canonical,
+    tree_hash,
+)
+from discovery_deploy.system.errors import ExperimentError
 
 RELEASE = str(Deployment.model_fields["release"].default)
 

@@ -7,10 +7,10 @@ import shlex
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from discovery_deploy.model import Experiment
-from discovery_deploy.providers.base import Lease
-from discovery_deploy.services import KEYSTONE
-from discovery_deploy.topology import layout
+from discovery_deploy.cloud.topology import layout
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.experiment.services import KEYSTONE
+from discovery_deploy.testbeds.base import Lease
 
 
 class Access(NamedTuple):

@@ -6,9 +6,9 @@ import textwrap
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from discovery_deploy.model import Experiment, Site
-from discovery_deploy.services import SERVICES
-from discovery_deploy.topology import At, Compute, Instance, Layout, layout
+from discovery_deploy.cloud.topology import At, Compute, Instance, Layout, layout
+from discovery_deploy.experiment.model import Experiment, Site
+from discovery_deploy.experiment.services import SERVICES
 
 
 class Flow(NamedTuple):

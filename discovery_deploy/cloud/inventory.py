@@ -6,12 +6,12 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from discovery_deploy.model import ROLES, Experiment
-from discovery_deploy.topology import layout
-from discovery_deploy.variables import Variables, backend_role, database_hosts, role_hosts
+from discovery_deploy.cloud.topology import layout
+from discovery_deploy.cloud.variables import Variables, backend_role, database_hosts, role_hosts
+from discovery_deploy.experiment.model import ROLES, Experiment
 
 if TYPE_CHECKING:
-    from discovery_deploy.providers.base import Lease
+    from discovery_deploy.testbeds.base import Lease
 
 HOST_PYTHON = "/usr/bin/python3"
 

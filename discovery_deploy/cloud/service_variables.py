@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from discovery_deploy.model import Experiment
-from discovery_deploy.services import SERVICES
-from discovery_deploy.topology import API_VHOST, At, Compute, DatabaseServer, Instance, Layout, Line
+from discovery_deploy.cloud.topology import API_VHOST, At, Compute, DatabaseServer, Instance, Layout, Line
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.experiment.services import SERVICES
 
 if TYPE_CHECKING:
-    from discovery_deploy.variables import EnvironmentsInterface, Secrets
+    from discovery_deploy.cloud.variables import EnvironmentsInterface, Secrets
 
 MEMCACHED_PORT = 11211
 BROKER_PORT = 5672

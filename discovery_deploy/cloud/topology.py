@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
-from discovery_deploy.model import Cells, Deployment, Experiment, Regions
-from discovery_deploy.services import SERVICES, Service, ServiceName
+from discovery_deploy.experiment.model import Cells, Deployment, Experiment, Regions
+from discovery_deploy.experiment.services import SERVICES, Service, ServiceName
 
 ONE_CELL = "cell1"
 """Name of Nova's cell where there is only one."""

@@ -9,12 +9,12 @@ import base64
 import secrets as random
 from typing import TYPE_CHECKING, Any, Protocol
 
-from discovery_deploy.model import Experiment, GaleraBackend, Role, Strict
-from discovery_deploy.service_variables import MEMCACHED_PORT, ServiceVariables
-from discovery_deploy.topology import layout
+from discovery_deploy.cloud.service_variables import MEMCACHED_PORT, ServiceVariables
+from discovery_deploy.cloud.topology import layout
+from discovery_deploy.experiment.model import Experiment, GaleraBackend, Role, Strict
 
 if TYPE_CHECKING:
-    from discovery_deploy.providers.base import Lease, LeasedHost
+    from discovery_deploy.testbeds.base import Lease, LeasedHost
 
 STATE_DIRECTORY = "/var/lib/discovery-deploy"
 """Of hosts: what the roles and the driver keep there besides the services' own directories."""

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from discovery_deploy.data import data_directory
-from discovery_deploy.errors import PlaybookError
-from discovery_deploy.image import contained
-from discovery_deploy.inventory import with_variables
-from discovery_deploy.variables import Variables
+from discovery_deploy.cloud.inventory import with_variables
+from discovery_deploy.cloud.variables import Variables
+from discovery_deploy.software.image import contained
+from discovery_deploy.system.data import data_directory
+from discovery_deploy.system.errors import PlaybookError
 
 Progress = Callable[[str], None]
 

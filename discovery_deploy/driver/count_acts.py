@@ -11,17 +11,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from discovery_deploy import bench, request_counts, sql_capture, variables
-from discovery_deploy.campaign import Setting
-from discovery_deploy.errors import ExperimentError, MeasurementError, TestbedError
-from discovery_deploy.inventory import HOST_PYTHON
-from discovery_deploy.rally import TaskTemplate
-from discovery_deploy.remote import Remote
-from discovery_deploy.request_counts import CountRecord, SqlRequest
-from discovery_deploy.service_variables import BACKEND_PORT, SITE_DATABASE_PORT
-from discovery_deploy.testbed import Testbed
-from discovery_deploy.topology import layout
-from discovery_deploy.workspace import now
+from discovery_deploy.agent import sql_capture
+from discovery_deploy.bench import bench, request_counts
+from discovery_deploy.bench.campaign import Setting
+from discovery_deploy.bench.rally import TaskTemplate
+from discovery_deploy.bench.request_counts import CountRecord, SqlRequest
+from discovery_deploy.cloud import variables
+from discovery_deploy.cloud.inventory import HOST_PYTHON
+from discovery_deploy.cloud.service_variables import BACKEND_PORT, SITE_DATABASE_PORT
+from discovery_deploy.cloud.topology import layout
+from discovery_deploy.driver.testbed import Testbed
+from discovery_deploy.system.errors import ExperimentError, MeasurementError, TestbedError
+from discovery_deploy.system.remote import Remote
+from discovery_deploy.system.workspace import now
 
 SOCKETS = {BACKEND_PORT: "/run/mysqld/mysqld.sock", SITE_DATABASE_PORT: "/run/site-mariadb/mysqld.sock"}
 """Port of a MariaDB -> the socket on which it answers its host's root."""

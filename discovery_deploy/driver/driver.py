@@ -11,22 +11,26 @@ from typing import TYPE_CHECKING, Any
 
 from execo_engine import ParamSweeper
 
-from discovery_deploy import __version__, bookings, campaign, own_tasks, rally, variables, wan, wan_acts
-from discovery_deploy.bench import Clients, all_failed, rally_problems, rally_report, skew_problems, start_skew
-from discovery_deploy.campaign import Run, Setting
-from discovery_deploy.count_acts import RequestCount
-from discovery_deploy.errors import MeasurementError
-from discovery_deploy.image_content import kept_images
-from discovery_deploy.model import Experiment, Scenario
-from discovery_deploy.phases import digest
-from discovery_deploy.provenance import machine_facts, tool_commit
-from discovery_deploy.providers.base import Lease
-from discovery_deploy.records import HostFacts, ProjectRecord, Provenance, RouterFacts, RunRecord, Software
-from discovery_deploy.request_counts import CountRecord
-from discovery_deploy.smoke import SmokeRecord
-from discovery_deploy.smoke_acts import Smoke, raise_on_problems
-from discovery_deploy.testbed import SOFTWARE, Testbed
-from discovery_deploy.workspace import Reading, now
+from discovery_deploy import __version__
+from discovery_deploy.bench import campaign, own_tasks, rally
+from discovery_deploy.bench.bench import Clients, all_failed, rally_problems, rally_report, skew_problems, start_skew
+from discovery_deploy.bench.campaign import Run, Setting
+from discovery_deploy.bench.records import HostFacts, ProjectRecord, Provenance, RouterFacts, RunRecord, Software
+from discovery_deploy.bench.request_counts import CountRecord
+from discovery_deploy.bench.smoke import SmokeRecord
+from discovery_deploy.cloud import variables
+from discovery_deploy.driver import bookings, wan_acts
+from discovery_deploy.driver.count_acts import RequestCount
+from discovery_deploy.driver.image_content import kept_images
+from discovery_deploy.driver.phases import digest
+from discovery_deploy.driver.provenance import machine_facts, tool_commit
+from discovery_deploy.driver.smoke_acts import Smoke, raise_on_problems
+from discovery_deploy.driver.testbed import SOFTWARE, Testbed
+from discovery_deploy.experiment.model import Experiment, Scenario
+from discovery_deploy.system.errors import MeasurementError
+from discovery_deploy.system.workspace import Reading, now
+from discovery_deploy.testbeds.base import Lease
+from discovery_deploy.wan import wan
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -388,7 +392,7 @@ class Driver:
 
         It can do without counted requests: of a record of these that cannot be read it names the file.
         """
-        from discovery_deploy import report  # late: figures and statistics take a second to load
+        from discovery_deploy.results import report  # late: figures and statistics take a second to load
 
         self.announce.phase("report", "")
         started = time.monotonic()

@@ -9,12 +9,12 @@ import re
 from functools import lru_cache
 from pathlib import Path
 
-from discovery_deploy import nesting
-from discovery_deploy.errors import StateError
-from discovery_deploy.image import Progress, Variant, digest, image_hash, variant
-from discovery_deploy.model import Experiment
-from discovery_deploy.records import ImageRecord, Images, changes
-from discovery_deploy.workspace import Workspace
+from discovery_deploy.bench.records import ImageRecord, Images, changes
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.hosts import nesting
+from discovery_deploy.software.image import Progress, Variant, digest, image_hash, variant
+from discovery_deploy.system.errors import StateError
+from discovery_deploy.system.workspace import Workspace
 
 KEPT = "images.json"
 """File of a workspace with the images of its hosts, the latest last."""

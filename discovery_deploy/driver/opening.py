@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from discovery_deploy import campaign, config, own_tasks, rally, sources, stack
-from discovery_deploy import workspace as workspaces
-from discovery_deploy.documents import Document
-from discovery_deploy.errors import ExperimentError, StateError
-from discovery_deploy.fields import parse_path
-from discovery_deploy.image import Progress
-from discovery_deploy.model import Experiment, Strict
-from discovery_deploy.names import is_name
-from discovery_deploy.references import Mistake, Place
-from discovery_deploy.sources import Resolver, SourcesError
-from discovery_deploy.workspace import Workspace, is_workspace, refuse_path, results_directory, write_file
+from discovery_deploy.agent.names import is_name
+from discovery_deploy.bench import campaign, own_tasks, rally
+from discovery_deploy.experiment import config
+from discovery_deploy.experiment.documents import Document
+from discovery_deploy.experiment.fields import parse_path
+from discovery_deploy.experiment.model import Experiment, Strict
+from discovery_deploy.experiment.references import Mistake, Place
+from discovery_deploy.software import stack
+from discovery_deploy.software.image import Progress
+from discovery_deploy.software.patches import sources
+from discovery_deploy.software.patches.sources import Resolver, SourcesError
+from discovery_deploy.system import workspace as workspaces
+from discovery_deploy.system.errors import ExperimentError, StateError
+from discovery_deploy.system.workspace import Workspace, is_workspace, refuse_path, results_directory, write_file
 
 COPY = "experiment.yaml"
 """The workspace keeps the experiment file as it was at the last run."""

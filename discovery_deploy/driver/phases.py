@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from discovery_deploy.model import Experiment, Strict
+from discovery_deploy.experiment.model import Experiment, Strict
 
 Phase = Literal["reserve", "prepare", "deploy", "constrain", "verify"]
 PHASES: tuple[Phase, ...] = get_args(Phase)

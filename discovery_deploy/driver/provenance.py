@@ -7,8 +7,8 @@ import platform
 import subprocess
 from pathlib import Path
 
-from discovery_deploy import interruption
-from discovery_deploy.errors import TestbedError
+from discovery_deploy.system import interruption
+from discovery_deploy.system.errors import TestbedError
 
 GIT_LIMIT_S = 60.0
 """For a question to git about this checkout."""
@@ -45,7 +45,7 @@ def tool_commit() -> str | None:
     Raises:
         TestbedError: git timed out.
     """
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
 

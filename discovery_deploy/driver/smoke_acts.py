@@ -6,15 +6,16 @@ import json
 import time
 from typing import Any
 
-from discovery_deploy import cloud_probe, smoke, wan_acts
-from discovery_deploy.campaign import Setting
-from discovery_deploy.errors import DiscoveryError, MeasurementError
-from discovery_deploy.inventory import HOST_PYTHON
-from discovery_deploy.remote import side_by_side
-from discovery_deploy.smoke import Kind, SmokeCheck, SmokeRecord, SmokeSite
-from discovery_deploy.testbed import Testbed
-from discovery_deploy.wan import WanReport
-from discovery_deploy.workspace import now
+from discovery_deploy.bench import cloud_probe, smoke
+from discovery_deploy.bench.campaign import Setting
+from discovery_deploy.bench.smoke import Kind, SmokeCheck, SmokeRecord, SmokeSite
+from discovery_deploy.cloud.inventory import HOST_PYTHON
+from discovery_deploy.driver import wan_acts
+from discovery_deploy.driver.testbed import Testbed
+from discovery_deploy.system.errors import DiscoveryError, MeasurementError
+from discovery_deploy.system.remote import side_by_side
+from discovery_deploy.system.workspace import now
+from discovery_deploy.wan.wan import WanReport
 
 SSH_MARGIN_S = 30.0
 """Beyond its own limit, what a call may take before it counts as lost."""

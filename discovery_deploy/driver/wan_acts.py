@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from discovery_deploy import clocks, egress, egress_hosts, measure, shaping, wan
-from discovery_deploy.egress import BaseRtts
-from discovery_deploy.egress_hosts import HostsShaper
-from discovery_deploy.model import Experiment
-from discovery_deploy.providers.base import Lease, LeasedHost, ProviderInterface
-from discovery_deploy.remote import Remote
-from discovery_deploy.shaping import RouterShaper, Shaper, Shapes
-from discovery_deploy.workspace import Workspace
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.hosts import shaping
+from discovery_deploy.hosts.shaping import RouterShaper, Shaper, Shapes
+from discovery_deploy.system.remote import Remote
+from discovery_deploy.system.workspace import Workspace
+from discovery_deploy.testbeds.base import Lease, LeasedHost, ProviderInterface
+from discovery_deploy.wan import clocks, egress, egress_hosts, measure, wan
+from discovery_deploy.wan.egress import BaseRtts
+from discovery_deploy.wan.egress_hosts import HostsShaper
 
 SHAPES = "shapes.json"
 BASE = "base_rtts.json"

@@ -12,15 +12,17 @@ from datetime import datetime
 from pathlib import PurePath
 from typing import Any
 
-from discovery_deploy import config, enos_network, enos_provider, g5k_request
-from discovery_deploy.enos_network import Wan
-from discovery_deploy.enos_reading import UNGROUPED, Notes, declared_groups, descriptions
-from discovery_deploy.enos_sites import HostPlan, SitePlan, fitting_name, site_plans
-from discovery_deploy.errors import ExperimentError
-from discovery_deploy.fields import format_path
-from discovery_deploy.references import Place
-from discovery_deploy.services import SERVICES
-from discovery_deploy.strict import Strict
+from discovery_deploy.enos import enos_network, enos_provider
+from discovery_deploy.enos.enos_network import Wan
+from discovery_deploy.enos.enos_reading import UNGROUPED, Notes, declared_groups, descriptions
+from discovery_deploy.enos.enos_sites import HostPlan, SitePlan, fitting_name, site_plans
+from discovery_deploy.experiment import config
+from discovery_deploy.experiment.fields import format_path
+from discovery_deploy.experiment.references import Place
+from discovery_deploy.experiment.services import SERVICES
+from discovery_deploy.system.errors import ExperimentError
+from discovery_deploy.system.strict import Strict
+from discovery_deploy.testbeds import g5k_request
 
 _ADVICE = "Correct it, or remove what is not needed; docs/enoslib.md tells what is read."
 _LONGEST_NAME = 20

@@ -11,9 +11,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import permutations
 from typing import Any, NamedTuple
 
-from discovery_deploy.enos_reading import Notes, expand
-from discovery_deploy.references import Place, near
-from discovery_deploy.units import (
+from discovery_deploy.enos.enos_reading import Notes, expand
+from discovery_deploy.experiment.references import Place, near
+from discovery_deploy.experiment.units import (
     format_duration,
     format_rate,
     format_ratio,

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from ipaddress import AddressValueError, IPv4Address
 from typing import Any
 
-from discovery_deploy.enos_reading import Notes
-from discovery_deploy.enos_sites import HostPlan, SitePlan
-from discovery_deploy.references import Place, near
-from discovery_deploy.wording import shown
+from discovery_deploy.enos.enos_reading import Notes
+from discovery_deploy.enos.enos_sites import HostPlan, SitePlan
+from discovery_deploy.experiment.references import Place, near
+from discovery_deploy.experiment.wording import shown
 
 PLACE: Place = ("provider",)
 _CLUSTERS = {

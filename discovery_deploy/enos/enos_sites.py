@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from discovery_deploy.enos_reading import UNGROUPED, Description, Notes
-from discovery_deploy.model import ROLES, Role
-from discovery_deploy.references import RESERVED
+from discovery_deploy.enos.enos_reading import UNGROUPED, Description, Notes
+from discovery_deploy.experiment.model import ROLES, Role
+from discovery_deploy.experiment.references import RESERVED
 
 _MOST_SITES = 64
 _LONGEST_SITE, _LONGEST_HOST = 20, 24

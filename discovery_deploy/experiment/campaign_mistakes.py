@@ -9,11 +9,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from discovery_deploy import campaign, mistakes
-from discovery_deploy.fields import factor_path_problem, format_path, parse_path, set_in
-from discovery_deploy.model import Experiment
-from discovery_deploy.references import Mistake, Place, near
-from discovery_deploy.wording import shown
+from discovery_deploy.bench import campaign
+from discovery_deploy.experiment import mistakes
+from discovery_deploy.experiment.fields import factor_path_problem, format_path, parse_path, set_in
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.experiment.references import Mistake, Place, near
+from discovery_deploy.experiment.wording import shown
 
 MOST_SETTINGS = 10_000
 """More settings than anybody waits for; it keeps `check` short."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from discovery_deploy import campaign_mistakes, mistakes
-from discovery_deploy.campaign_mistakes import TaskTemplate
-from discovery_deploy.data import data_directory
-from discovery_deploy.documents import Document, NotYamlError, Position
-from discovery_deploy.errors import ExperimentError
-from discovery_deploy.fields import format_path
-from discovery_deploy.model import Experiment
-from discovery_deploy.references import Mistake
-from discovery_deploy.wording import shown
+from discovery_deploy.experiment import campaign_mistakes, mistakes
+from discovery_deploy.experiment.campaign_mistakes import TaskTemplate
+from discovery_deploy.experiment.documents import Document, NotYamlError, Position
+from discovery_deploy.experiment.fields import format_path
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.experiment.references import Mistake
+from discovery_deploy.experiment.wording import shown
+from discovery_deploy.system.data import data_directory
+from discovery_deploy.system.errors import ExperimentError
 
 _ADVICE = "Correct it; `discovery-deploy new NAME` makes an example in which every key is explained."
 _TEMPLATE_NAME = "my-experiment"

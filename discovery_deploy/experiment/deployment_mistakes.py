@@ -8,11 +8,11 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from discovery_deploy.references import Mistake, Place, near, site_names
-from discovery_deploy.services import SERVICES
+from discovery_deploy.experiment.references import Mistake, Place, near, site_names
+from discovery_deploy.experiment.services import SERVICES
 
 if TYPE_CHECKING:
-    from discovery_deploy.model import Experiment
+    from discovery_deploy.experiment.model import Experiment
 
 _TOPOLOGY: Place = ("deployment", "topology")
 _SERVICES: Place = ("deployment", "services")

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from discovery_deploy.model import Experiment, Strict
-from discovery_deploy.references import Place, near
+from discovery_deploy.experiment.model import Experiment, Strict
+from discovery_deploy.experiment.references import Place, near
 
 _STEP = re.compile(r"(?:^|(?<=[\w\]])\.)([a-z][a-z0-9_]*)|\[(0|[1-9][0-9]*)\]")
 _VARYING: tuple[Place, ...] = (

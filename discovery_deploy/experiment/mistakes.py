@@ -13,10 +13,10 @@ from typing import Any, get_args, get_origin
 
 from pydantic import ValidationError
 
-from discovery_deploy.fields import get_in, is_model, keys_of, types_at
-from discovery_deploy.model import Experiment
-from discovery_deploy.references import Mistake, Place
-from discovery_deploy.wording import Finding, findings
+from discovery_deploy.experiment.fields import get_in, is_model, keys_of, types_at
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.experiment.references import Mistake, Place
+from discovery_deploy.experiment.wording import Finding, findings
 
 _MOST_ROUNDS = 100
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, StrictBool, field_validator, model_validator
 
-from discovery_deploy.deployment import (
+from discovery_deploy.experiment.deployment import (
     Backend,
     Cells,
     Centralized,
@@ -23,12 +23,12 @@ from discovery_deploy.deployment import (
     SharedState,
     Topology,
 )
-from discovery_deploy.deployment_mistakes import deployment_mistakes
-from discovery_deploy.provider_mistakes import provider_mistakes
-from discovery_deploy.provider_models import Grid5000, Local, Machine, Provider, Static, Vagrant
-from discovery_deploy.references import Mistake, Place, reference_mistakes, refuse
-from discovery_deploy.strict import Count, HostName, Name, Once, Strict
-from discovery_deploy.units import Duration, Rate, Ratio, format_duration
+from discovery_deploy.experiment.deployment_mistakes import deployment_mistakes
+from discovery_deploy.experiment.provider_mistakes import provider_mistakes
+from discovery_deploy.experiment.provider_models import Grid5000, Local, Machine, Provider, Static, Vagrant
+from discovery_deploy.experiment.references import Mistake, Place, reference_mistakes, refuse
+from discovery_deploy.experiment.units import Duration, Rate, Ratio, format_duration
+from discovery_deploy.system.strict import Count, HostName, Name, Once, Strict
 
 __all__ = (
     "ROLES",

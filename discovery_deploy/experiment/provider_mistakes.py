@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from discovery_deploy.placement import placed
-from discovery_deploy.references import Mistake, Place, near, site_names
+from discovery_deploy.experiment.placement import placed
+from discovery_deploy.experiment.references import Mistake, Place, near, site_names
 
 if TYPE_CHECKING:
-    from discovery_deploy.model import Experiment
-    from discovery_deploy.provider_models import Grid5000, Machines, Static, Vagrant
+    from discovery_deploy.experiment.model import Experiment
+    from discovery_deploy.experiment.provider_models import Grid5000, Machines, Static, Vagrant
 
 _PROVIDER: Place = ("provider",)
 

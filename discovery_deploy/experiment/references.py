@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from discovery_deploy.model import Experiment
+    from discovery_deploy.experiment.model import Experiment
 
 Place = tuple[str | int, ...]
 """Keys and indexes from the top of a file (or of an object) to a place in it, as in pydantic's `loc`."""

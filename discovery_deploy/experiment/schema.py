@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from discovery_deploy import units
-from discovery_deploy.fields import factor_paths, keys_of, objects
-from discovery_deploy.model import Experiment, Strict
+from discovery_deploy.experiment import units
+from discovery_deploy.experiment.fields import factor_paths, keys_of, objects
+from discovery_deploy.experiment.model import Experiment, Strict
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -87,7 +87,7 @@ scenarios:
 _INTRODUCTION = """\
 # The experiment file
 
-<!-- Made by docs/generate.py from discovery_deploy/model.py and schema.py; a test compares. -->
+<!-- Made by docs/generate.py from discovery_deploy/experiment/model.py and schema.py; a test compares. -->
 
 One YAML 1.2 file says everything about an experiment. `discovery-deploy new NAME` makes one in which every key is
 explained; `discovery-deploy check FILE` tells all mistakes at once, as `file:line:column: path: what`. A key that is

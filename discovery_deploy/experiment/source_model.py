@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
-from discovery_deploy.strict import Strict
+from discovery_deploy.system.strict import Strict
 
 Project = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$")]
 """Name of a Python distribution, as package indexes know it: nova, oslo.messaging."""

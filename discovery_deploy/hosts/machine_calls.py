@@ -15,10 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from discovery_deploy import (
+from discovery_deploy.agent import (
     cgroups,
     containers,
-    interruption,
     machine,
     machine_plans,
     names,
@@ -31,9 +30,10 @@ from discovery_deploy import (
     wan_tunnels,
     wan_uml,
 )
-from discovery_deploy.errors import PlaybookError, TestbedError
-from discovery_deploy.image import digest
-from discovery_deploy.remote import SSH_FAILED, Remote
+from discovery_deploy.software.image import digest
+from discovery_deploy.system import interruption
+from discovery_deploy.system.errors import PlaybookError, TestbedError
+from discovery_deploy.system.remote import SSH_FAILED, Remote
 
 Progress = Callable[[str], None]
 
@@ -59,9 +59,9 @@ rm -rf "$1.$$"
 
 def code_files() -> dict[str, bytes]:
     """Path below the code's directory -> contents, of what runs on machines."""
-    sources = {f"discovery_deploy/{Path(str(module.__file__)).name}": module.__file__ for module in MODULES}
-    sources[f"discovery_deploy/{uml_kernel.SHIM_SOURCE.name}"] = str(uml_kernel.SHIM_SOURCE)
-    return {"discovery_deploy/__init__.py": b"", **{name: Path(str(at)).read_bytes() for name, at in sources.items()}}
+    files = [*(Path(str(module.__file__)) for module in MODULES), uml_kernel.SHIM_SOURCE]
+    packages = {f"{folder}/__init__.py": b"" for folder in ("discovery_deploy", "discovery_deploy/agent")}
+    return {**packages, **{f"discovery_deploy/agent/{file.name}": file.read_bytes() for file in files}}
 
 
 def code_archive(files: Mapping[str, bytes]) -> bytes:
@@ -117,7 +117,7 @@ class Caller:
             TestbedError: the machine cannot be reached, does not answer in time, or refuses; it is named.
         """
         command = ["env", f"PYTHONPATH={self.code}", "PYTHONDONTWRITEBYTECODE=1", "python3", "-m"]
-        command += ["discovery_deploy.nested_machine", verb]
+        command += ["discovery_deploy.agent.nested_machine", verb]
         with tempfile.TemporaryFile() as said, subprocess.Popen(
             self.remote.arguments(name, command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said
         ) as process:  # fmt: skip

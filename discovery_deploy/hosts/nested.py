@@ -14,14 +14,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from discovery_deploy import machine, nested_machine, nesting, shipping, wan_router
-from discovery_deploy.errors import StateError, TestbedError
-from discovery_deploy.machine import Plan
-from discovery_deploy.machine_calls import IMAGE_LIMIT_S, UP_LIMIT_S, Caller, packed_tree, tree_name
-from discovery_deploy.model import Experiment, Strict
-from discovery_deploy.names import is_name
-from discovery_deploy.providers import local
-from discovery_deploy.providers.base import (
+from discovery_deploy.agent import machine, nested_machine, wan_router
+from discovery_deploy.agent.machine import Plan
+from discovery_deploy.agent.names import is_name
+from discovery_deploy.agent.wan_tunnels import UDP_PORT
+from discovery_deploy.cloud.variables import EnvironmentsInterface
+from discovery_deploy.experiment.model import Experiment, Strict
+from discovery_deploy.hosts import nesting
+from discovery_deploy.hosts.machine_calls import IMAGE_LIMIT_S, UP_LIMIT_S, Caller, packed_tree, tree_name
+from discovery_deploy.software import shipping
+from discovery_deploy.software.software import hosts_environments
+from discovery_deploy.system.errors import StateError, TestbedError
+from discovery_deploy.system.remote import Remote, remove_control_sockets, side_by_side, write_ssh_config
+from discovery_deploy.system.workspace import Workspace, write_file
+from discovery_deploy.testbeds import local
+from discovery_deploy.testbeds.base import (
     HOLDER,
     BookingProvider,
     Lack,
@@ -31,11 +38,6 @@ from discovery_deploy.providers.base import (
     folder_of,
     noted_holder,
 )
-from discovery_deploy.remote import Remote, remove_control_sockets, side_by_side, write_ssh_config
-from discovery_deploy.software import hosts_environments
-from discovery_deploy.variables import EnvironmentsInterface
-from discovery_deploy.wan_tunnels import UDP_PORT
-from discovery_deploy.workspace import Workspace, write_file
 
 RECORD, MACHINES = "record.json", "machines"
 LASTING = ("static",)

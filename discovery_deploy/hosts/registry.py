@@ -7,15 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from discovery_deploy import machine, stack
-from discovery_deploy.errors import ExperimentError, StateError, TestbedError
-from discovery_deploy.machine import MachineError
-from discovery_deploy.providers.base import ProviderInterface
-from discovery_deploy.providers.g5k import G5kProvider
-from discovery_deploy.providers.local import LocalProvider, state_directory
-from discovery_deploy.providers.static import StaticProvider
-from discovery_deploy.providers.vagrant import VagrantProvider
-from discovery_deploy.strict import experiment_name
+from discovery_deploy.agent import machine
+from discovery_deploy.agent.machine import MachineError
+from discovery_deploy.software import stack
+from discovery_deploy.system.errors import ExperimentError, StateError, TestbedError
+from discovery_deploy.system.strict import experiment_name
+from discovery_deploy.testbeds.base import ProviderInterface
+from discovery_deploy.testbeds.g5k import G5kProvider
+from discovery_deploy.testbeds.local import LocalProvider, state_directory
+from discovery_deploy.testbeds.static import StaticProvider
+from discovery_deploy.testbeds.vagrant import VagrantProvider
 
 
 def _local() -> ProviderInterface:
@@ -27,7 +28,7 @@ def _vagrant() -> ProviderInterface:
 
 
 def _g5k() -> ProviderInterface:
-    from discovery_deploy.nested import NestedBooking  # which stands on this package
+    from discovery_deploy.hosts.nested import NestedBooking  # which stands on this package
 
     return NestedBooking("g5k", G5kProvider(stack.cache_directory()))
 
@@ -36,7 +37,7 @@ def _nesting(name: str, make: Callable[[], ProviderInterface]) -> Callable[[], P
     """Makes a provider whose machines may hold several hosts."""
 
     def made() -> ProviderInterface:
-        from discovery_deploy.nested import Nested  # which stands on this package
+        from discovery_deploy.hosts.nested import Nested  # which stands on this package
 
         return Nested(name, make())
 

@@ -17,10 +17,10 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats as scipy_stats
 
-from discovery_deploy.model import Strict
-from discovery_deploy.rally import OTHER, TOTAL
-from discovery_deploy.records import Placement, RunRecord, SettingRecord
-from discovery_deploy.rtts import Against, abscissa, asked_and_measured
+from discovery_deploy.bench.rally import OTHER, TOTAL
+from discovery_deploy.bench.records import Placement, RunRecord, SettingRecord
+from discovery_deploy.experiment.model import Strict
+from discovery_deploy.results.rtts import Against, abscissa, asked_and_measured
 
 CONFIDENCE = 0.95
 ENOUGH = 6

@@ -11,8 +11,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from discovery_deploy.guest import apt_options
-from discovery_deploy.image import (
+from discovery_deploy.experiment.model import Strict
+from discovery_deploy.software.guest import apt_options
+from discovery_deploy.software.image import (
     FULL_PACKAGES,
     PACKAGES,
     Progress,
@@ -22,8 +23,7 @@ from discovery_deploy.image import (
     image_hash,
     made_once,
 )
-from discovery_deploy.model import Strict
-from discovery_deploy.stack import build_inside
+from discovery_deploy.software.stack import build_inside
 
 RECIPE = 1
 """Raise it when the build makes something else from the same texts."""

@@ -13,9 +13,11 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from discovery_deploy import image, interruption, machine
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.image import Progress
+from discovery_deploy.agent import machine
+from discovery_deploy.software import image
+from discovery_deploy.software.image import Progress
+from discovery_deploy.system import interruption
+from discovery_deploy.system.errors import TestbedError
 
 NAME = "discovery-deploy"
 """Of the box, as Vagrant knows it."""

@@ -19,15 +19,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
-from discovery_deploy import box, builds, derived, stack
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.git_trees import commit_of
-from discovery_deploy.machine import Plan
-from discovery_deploy.model import Deployment, Strict
-from discovery_deploy.providers import local, vagrant
-from discovery_deploy.providers.base import noted_holder
-from discovery_deploy.records import ProjectRecord
-from discovery_deploy.sources import lock_entries
+from discovery_deploy.agent.machine import Plan
+from discovery_deploy.bench.records import ProjectRecord
+from discovery_deploy.experiment.model import Deployment, Strict
+from discovery_deploy.software import box, builds, derived, stack
+from discovery_deploy.software.patches.git_trees import commit_of
+from discovery_deploy.software.patches.sources import lock_entries
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.testbeds import local, vagrant
+from discovery_deploy.testbeds.base import noted_holder
 
 FOLDERS = ("images", "environments", "archives", "wheels", "sources", "tools", "boxes")
 """Of the cache: what is in them is made once and never changed, but for copies of repositories, which grow."""

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.host_environments import Entry, entries_of, sha256_of
-from discovery_deploy.workspace import write_file
+from discovery_deploy.agent.host_environments import Entry, entries_of, sha256_of
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.workspace import write_file
 
 FOLDER = "contents"
 """Of the cache: lists of contents, and archives for as long as they are being sent."""

@@ -15,16 +15,17 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from discovery_deploy import code_recorder, installed_code, stack
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.image import Progress, digest, made_once
-from discovery_deploy.model import Strict
-from discovery_deploy.patch_series import REGULAR, SourceFile, Tree, canonical
-from discovery_deploy.records import ProjectRecord
-from discovery_deploy.sources import ProjectCode
-from discovery_deploy.stack import HOST_DIRECTORY, HOST_PYTHON, Environment
-from discovery_deploy.trees import TreeError, write_tree
-from discovery_deploy.workspace import write_file
+from discovery_deploy.agent import code_recorder
+from discovery_deploy.bench.records import ProjectRecord
+from discovery_deploy.experiment.model import Strict
+from discovery_deploy.software import installed_code, stack
+from discovery_deploy.software.image import Progress, digest, made_once
+from discovery_deploy.software.patches.patch_series import REGULAR, SourceFile, Tree, canonical
+from discovery_deploy.software.patches.sources import ProjectCode
+from discovery_deploy.software.patches.trees import TreeError, write_tree
+from discovery_deploy.software.stack import HOST_DIRECTORY, HOST_PYTHON, Environment
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.workspace import write_file
 
 RECIPE = 1
 """Raise it when what is built from the same input changes."""

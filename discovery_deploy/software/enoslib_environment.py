@@ -9,8 +9,8 @@ import os
 import sys
 from pathlib import Path
 
-from discovery_deploy.image import Progress, digest, made_once, private_folder, run_logged
-from discovery_deploy.stack import index_variables, lock_text, lock_versions, uv_program
+from discovery_deploy.software.image import Progress, digest, made_once, private_folder, run_logged
+from discovery_deploy.software.stack import index_variables, lock_text, lock_versions, uv_program
 
 RECIPE = 1
 """Raise it when `BUILD` changes what it makes."""

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from discovery_deploy.image import Progress, apt_acquire_options, digest, made_once
-from discovery_deploy.stack import CERTIFICATES, Environment, build_inside
+from discovery_deploy.software.image import Progress, apt_acquire_options, digest, made_once
+from discovery_deploy.software.stack import CERTIFICATES, Environment, build_inside
 
 RECIPE = 1
 """Raise it when the build makes something else from the same texts."""

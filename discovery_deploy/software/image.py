@@ -25,10 +25,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Literal
 
-from discovery_deploy import interruption
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.machine import private
-from discovery_deploy.seed import content_for
+from discovery_deploy.agent.machine import private
+from discovery_deploy.software.seed import content_for
+from discovery_deploy.system import interruption
+from discovery_deploy.system.errors import TestbedError
 
 Progress = Callable[[str], None]
 Variant = Literal["base", "full"]

@@ -9,14 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from discovery_deploy import host_packages
-from discovery_deploy.apt_archive import FOLDER, INDEX, AptArchive, apt_archive, wanted_packages
-from discovery_deploy.contents import TAR_LIMIT_S
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.image import Progress, Variant, base_image
-from discovery_deploy.remote import Remote
-from discovery_deploy.services import SERVICES
-from discovery_deploy.traces import TIMERS
+from discovery_deploy.agent import host_packages
+from discovery_deploy.experiment.services import SERVICES
+from discovery_deploy.software.apt_archive import FOLDER, INDEX, AptArchive, apt_archive, wanted_packages
+from discovery_deploy.software.contents import TAR_LIMIT_S
+from discovery_deploy.software.image import Progress, Variant, base_image
+from discovery_deploy.software.traces import TIMERS
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.remote import Remote
 
 Packages = Literal["network", "carried"]
 """Where hosts get the packages that they lack."""

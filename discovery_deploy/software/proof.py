@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from discovery_deploy import code_proof, derived, interruption
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.model import Experiment
-from discovery_deploy.records import HostCode
-from discovery_deploy.stack import Environment
-from discovery_deploy.topology import layout
+from discovery_deploy.agent import code_proof
+from discovery_deploy.bench.records import HostCode
+from discovery_deploy.cloud.topology import layout
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.software import derived
+from discovery_deploy.software.stack import Environment
+from discovery_deploy.system import interruption
+from discovery_deploy.system.errors import TestbedError
 
 LIMIT_S = 60.0
 AGAIN_S = 2.0

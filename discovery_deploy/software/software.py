@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from discovery_deploy.model import Experiment
-from discovery_deploy.variables import EnvironmentsInterface, role_hosts
+from discovery_deploy.cloud.variables import EnvironmentsInterface, role_hosts
+from discovery_deploy.experiment.model import Experiment
 
 if TYPE_CHECKING:
-    from discovery_deploy.providers.base import Lease
+    from discovery_deploy.testbeds.base import Lease
 
 RELEASE = ("debian", "12")
 """What hosts run, as their /etc/os-release has it."""

@@ -15,9 +15,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from discovery_deploy.data import data_directory
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.image import (
+from discovery_deploy.experiment.model import Strict
+from discovery_deploy.software.image import (
     Progress,
     base_image,
     contained,
@@ -27,8 +26,9 @@ from discovery_deploy.image import (
     private_folder,
     run_logged,
 )
-from discovery_deploy.model import Strict
-from discovery_deploy.seed import Content, seed_script
+from discovery_deploy.software.seed import Content, seed_script
+from discovery_deploy.system.data import data_directory
+from discovery_deploy.system.errors import TestbedError
 
 __all__ = [
     "Environment",

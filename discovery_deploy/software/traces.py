@@ -12,8 +12,8 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from discovery_deploy.strict import Strict
-from discovery_deploy.variables import RALLY_DIRECTORY, STATE_DIRECTORY
+from discovery_deploy.cloud.variables import RALLY_DIRECTORY, STATE_DIRECTORY
+from discovery_deploy.system.strict import Strict
 
 KNOWN = {"rally_directory": RALLY_DIRECTORY, "inventory_hostname": "*"}
 """Variables in the paths of roles -> what they are on hosts."""

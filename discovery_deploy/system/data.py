@@ -10,7 +10,7 @@ from typing import Literal
 
 Kind = Literal["playbooks", "rally_tasks", "experiments", "locks"]
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent.parent
 
 
 def data_directory(kind: Kind, package: Path = PACKAGE) -> Path:

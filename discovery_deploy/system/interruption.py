@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, Any, NoReturn
 
-from discovery_deploy.errors import EXIT_INTERRUPTED
+from discovery_deploy.system.errors import EXIT_INTERRUPTED
 
 LIMIT_S = 3.0
 """So long after the first signal the process ends, wherever it is. What was done is written down before and after."""

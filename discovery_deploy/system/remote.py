@@ -11,12 +11,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
 
-from discovery_deploy import interruption
-from discovery_deploy.errors import PlaybookError, TestbedError
-from discovery_deploy.workspace import Workspace, write_file
+from discovery_deploy.system import interruption
+from discovery_deploy.system.errors import PlaybookError, TestbedError
+from discovery_deploy.system.workspace import Workspace, write_file
 
 if TYPE_CHECKING:
-    from discovery_deploy.providers.base import Lease
+    from discovery_deploy.testbeds.base import Lease
 
 Result = TypeVar("Result")
 SSH_FAILED = 255

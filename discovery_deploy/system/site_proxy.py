@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.remote import Remote
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.remote import Remote
 
 ROUTE_LIMIT_S = 3.0
 START_LIMIT_S = 40.0

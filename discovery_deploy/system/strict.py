@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
-from discovery_deploy import names
-from discovery_deploy.errors import StateError
-from discovery_deploy.references import each_once
+from discovery_deploy.agent import names
+from discovery_deploy.experiment.references import each_once
+from discovery_deploy.system.errors import StateError
 
 Name = Annotated[str, StringConstraints(pattern=f"^{names.NAME}$")]
 """Lower case, digits and dashes, at most 20 characters: it becomes part of host names."""

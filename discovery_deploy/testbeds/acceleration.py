@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.image import Progress
-from discovery_deploy.strict import Strict
+from discovery_deploy.software.image import Progress
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.strict import Strict
 
 NOTED = "acceleration.json"
 """File of the cache with what was found, and when that holds."""

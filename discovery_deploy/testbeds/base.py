@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from discovery_deploy.model import Experiment, Role, Strict
-from discovery_deploy.strict import HostName, Name, experiment_name
+from discovery_deploy.experiment.model import Experiment, Role, Strict
+from discovery_deploy.system.strict import HostName, Name, experiment_name
 
 Progress = Callable[[str], None]
 """Takes one short line for the person who waits."""

@@ -12,9 +12,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-from discovery_deploy import enoslib_environment
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.image import Progress
+from discovery_deploy.software import enoslib_environment
+from discovery_deploy.software.image import Progress
+from discovery_deploy.system.errors import TestbedError
 
 WORKER = Path(__file__).resolve().with_name("enoslib_worker.py")
 KEPT_LINES = 8

@@ -33,7 +33,7 @@ from enoslib.infra.enos_g5k.utils import inside_g5k
 from grid5000.exceptions import Grid5000AuthenticationError, Grid5000Error, Grid5000ParsingError
 from jsonschema import ValidationError
 
-from discovery_deploy.enoslib_worker import Progress, Verb, WorkerError
+from discovery_deploy.testbeds.enoslib_worker import Progress, Verb, WorkerError
 
 Result = TypeVar("Result")
 Arguments = dict[str, Any]

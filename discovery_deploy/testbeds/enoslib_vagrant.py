@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy.enoslib_worker import Progress, Verb, WorkerError
+from discovery_deploy.testbeds.enoslib_worker import Progress, Verb, WorkerError
 
 KEPT_LINES = 8
 """Lines of what Vagrant said that an error quotes."""

@@ -99,7 +99,7 @@ def _outcome(request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
 
 def _verb(verb: str, progress: Progress) -> Verb:
     family, _, name = verb.partition(".")
-    module = importlib.import_module(f"discovery_deploy.enoslib_{family}")
+    module = importlib.import_module(f"discovery_deploy.testbeds.enoslib_{family}")
     log = logging.getLogger("enoslib")
     log.setLevel(logging.INFO)
     log.addHandler(_Told(progress))
@@ -134,7 +134,7 @@ def _as_package() -> Any:
 
     The package's directory must not be on sys.path: a module of ours would hide one of theirs (`ansible`).
     """
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parent.parent
     spec = importlib.util.spec_from_file_location(
         "discovery_deploy", here / "__init__.py", submodule_search_locations=[str(here)]
     )
@@ -143,7 +143,7 @@ def _as_package() -> Any:
     package = importlib.util.module_from_spec(spec)
     sys.modules["discovery_deploy"] = package
     spec.loader.exec_module(package)
-    return importlib.import_module("discovery_deploy.enoslib_worker")
+    return importlib.import_module("discovery_deploy.testbeds.enoslib_worker")
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from discovery_deploy import interruption
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.remote import config_word
-from discovery_deploy.strict import Strict
-from discovery_deploy.vagrant_plan import Way
+from discovery_deploy.system import interruption
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.remote import config_word
+from discovery_deploy.system.strict import Strict
+from discovery_deploy.testbeds.vagrant_plan import Way
 
 LIMIT_S = 180.0
 RELEASE = ("debian", "12")

@@ -17,16 +17,18 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy import enoslib_environment, g5k_request, machine
-from discovery_deploy.enoslib_calls import Enoslib
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.g5k_request import Job, MachineFacts, Pool
-from discovery_deploy.machine import MachineError
-from discovery_deploy.model import Experiment, Strict
-from discovery_deploy.names import is_name
-from discovery_deploy.providers.base import HOLDER, Lack, Lease, LeasedHost, Progress, folder_of, noted_holder
-from discovery_deploy.providers.local import state_directory
-from discovery_deploy.workspace import write_file
+from discovery_deploy.agent import machine
+from discovery_deploy.agent.machine import MachineError
+from discovery_deploy.agent.names import is_name
+from discovery_deploy.experiment.model import Experiment, Strict
+from discovery_deploy.software import enoslib_environment
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.workspace import write_file
+from discovery_deploy.testbeds import g5k_request
+from discovery_deploy.testbeds.base import HOLDER, Lack, Lease, LeasedHost, Progress, folder_of, noted_holder
+from discovery_deploy.testbeds.enoslib_calls import Enoslib
+from discovery_deploy.testbeds.g5k_request import Job, MachineFacts, Pool
+from discovery_deploy.testbeds.local import state_directory
 
 ACCOUNT = ".python-grid5000.yaml"
 """File in the home directory with the login and password of Grid'5000's API."""

@@ -16,18 +16,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from discovery_deploy import given_host, host_cleaner, host_packages, interruption, machine, tc_device
-from discovery_deploy.data import data_directory
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.machine import MachineError
-from discovery_deploy.model import Experiment, Machine, Static, Strict
-from discovery_deploy.names import is_name
-from discovery_deploy.providers import static_ssh
-from discovery_deploy.providers.base import HOLDER, Lack, Lease, LeasedHost, Progress, folder_of, noted_holder
-from discovery_deploy.providers.local import state_directory
-from discovery_deploy.remote import SSH_FAILED, side_by_side
-from discovery_deploy.traces import traces
-from discovery_deploy.workspace import write_file
+from discovery_deploy.agent import given_host, host_cleaner, host_packages, machine, tc_device
+from discovery_deploy.agent.machine import MachineError
+from discovery_deploy.agent.names import is_name
+from discovery_deploy.experiment.model import Experiment, Machine, Static, Strict
+from discovery_deploy.software.traces import traces
+from discovery_deploy.system import interruption
+from discovery_deploy.system.data import data_directory
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.remote import SSH_FAILED, side_by_side
+from discovery_deploy.system.workspace import write_file
+from discovery_deploy.testbeds import static_ssh
+from discovery_deploy.testbeds.base import HOLDER, Lack, Lease, LeasedHost, Progress, folder_of, noted_holder
+from discovery_deploy.testbeds.local import state_directory
 
 RECORD = "record.json"
 ANSWER_S = 60.0
@@ -56,7 +57,9 @@ def program() -> str:
     }
     return (
         "import sys, types\n"
-        "package = sys.modules['discovery_deploy'] = types.ModuleType('discovery_deploy')\n"
+        "root = sys.modules['discovery_deploy'] = types.ModuleType('discovery_deploy')\n"
+        "package = sys.modules['discovery_deploy.agent'] = types.ModuleType('discovery_deploy.agent')\n"
+        "root.agent = package\n"
         f"for name, source in {sources!r}.items():\n"
         "    module = sys.modules[name] = types.ModuleType(name)\n"
         "    setattr(package, name.rpartition('.')[2], module)\n"

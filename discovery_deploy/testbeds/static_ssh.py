@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from discovery_deploy.provider_models import Machine
+from discovery_deploy.experiment.provider_models import Machine
 
 CONNECT_S = 10
 """A machine that takes no connection for so long does not answer."""

@@ -16,19 +16,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from discovery_deploy import acceleration, box, machine, site_networks, vagrant_plan
-from discovery_deploy.enoslib_calls import Enoslib
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.first_login import Entered, enter, host_keys, way_in
-from discovery_deploy.hypervisor import BACKENDS, PACKAGES, Hypervisor, Libvirt
-from discovery_deploy.machine import MachineError
-from discovery_deploy.model import Experiment
-from discovery_deploy.names import is_name
-from discovery_deploy.provider_models import Vagrant
-from discovery_deploy.providers.base import HOLDER, Lack, Lease, LeasedHost, Progress, folder_of, noted_holder
-from discovery_deploy.providers.local import state_directory
-from discovery_deploy.remote import side_by_side
-from discovery_deploy.vagrant_plan import Request, Way
+from discovery_deploy.agent import machine, site_networks
+from discovery_deploy.agent.machine import MachineError
+from discovery_deploy.agent.names import is_name
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.experiment.provider_models import Vagrant
+from discovery_deploy.software import box
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.remote import side_by_side
+from discovery_deploy.testbeds import acceleration, vagrant_plan
+from discovery_deploy.testbeds.base import HOLDER, Lack, Lease, LeasedHost, Progress, folder_of, noted_holder
+from discovery_deploy.testbeds.enoslib_calls import Enoslib
+from discovery_deploy.testbeds.first_login import Entered, enter, host_keys, way_in
+from discovery_deploy.testbeds.hypervisor import BACKENDS, PACKAGES, Hypervisor, Libvirt
+from discovery_deploy.testbeds.local import state_directory
+from discovery_deploy.testbeds.vagrant_plan import Request, Way
 
 FOLDER = "vagrant"
 """Of the state directory."""

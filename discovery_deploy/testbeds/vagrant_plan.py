@@ -6,9 +6,9 @@ import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from discovery_deploy.model import Experiment
-from discovery_deploy.provider_models import Vagrant
-from discovery_deploy.strict import Strict
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.experiment.provider_models import Vagrant
+from discovery_deploy.system.strict import Strict
 
 NETWORKS: dict[str, tuple[str, ...]] = {
     "libvirt": tuple(f"10.192.{number}.0/24" for number in range(256)),

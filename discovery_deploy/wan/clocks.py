@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from discovery_deploy import interruption
-from discovery_deploy.errors import MeasurementError
-from discovery_deploy.wan import ClockOffset, milliseconds
+from discovery_deploy.system import interruption
+from discovery_deploy.system.errors import MeasurementError
+from discovery_deploy.wan.wan import ClockOffset, milliseconds
 
 AT_ONCE = 4
 """Hosts asked at the same time: more would make each answer later, and the bound wider."""

@@ -13,9 +13,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from discovery_deploy.errors import MeasurementError, TestbedError
-from discovery_deploy.model import Strict, Verify
-from discovery_deploy.wan import (
+from discovery_deploy.experiment.model import Strict, Verify
+from discovery_deploy.system.errors import MeasurementError, TestbedError
+from discovery_deploy.wan.wan import (
     SEGMENTATION_ON,
     Pair,
     PathShape,
@@ -30,7 +30,7 @@ from discovery_deploy.wan import (
     segmentation,
     single_packets,
 )
-from discovery_deploy.wan_readback import ExpectedDevice, ExpectedPath, device_problems
+from discovery_deploy.wan.wan_readback import ExpectedDevice, ExpectedPath, device_problems
 
 Shapes = Mapping[Pair, PathShape]
 
@@ -38,7 +38,7 @@ UNSHAPED = PathShape()
 
 
 class EgressHost(Protocol):
-    """What is to be known of a host; `providers.base.LeasedHost` has it."""
+    """What is to be known of a host; `base.LeasedHost` has it."""
 
     @property
     def name(self) -> str:

@@ -8,12 +8,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy import egress, measure, tc_device
-from discovery_deploy.egress import BaseRtt, BaseRtts, EgressHost, Shapes
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.model import Verify
-from discovery_deploy.remote import side_by_side
-from discovery_deploy.wan import PathShape
+from discovery_deploy.agent import tc_device
+from discovery_deploy.experiment.model import Verify
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.remote import side_by_side
+from discovery_deploy.wan import egress, measure
+from discovery_deploy.wan.egress import BaseRtt, BaseRtts, EgressHost, Shapes
+from discovery_deploy.wan.wan import PathShape
 
 LIMIT_S = 120.0
 """Time that tc on a busy host may take for a large program."""

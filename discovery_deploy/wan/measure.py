@@ -11,10 +11,11 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
 
-from discovery_deploy import interruption, probe
-from discovery_deploy.errors import MeasurementError
-from discovery_deploy.model import Verify
-from discovery_deploy.wan import (
+from discovery_deploy.agent import probe
+from discovery_deploy.experiment.model import Verify
+from discovery_deploy.system import interruption
+from discovery_deploy.system.errors import MeasurementError
+from discovery_deploy.wan.wan import (
     FRAME_BYTES,
     Pair,
     PairMeasurement,
@@ -24,7 +25,7 @@ from discovery_deploy.wan import (
     asked_rtt_s,
     unmeasured,
 )
-from discovery_deploy.wan_verdict import judge
+from discovery_deploy.wan.wan_verdict import judge
 
 WARMUP_ECHOES = 3
 """Echoes sent first and forgotten: they resolve addresses and wake what sleeps."""

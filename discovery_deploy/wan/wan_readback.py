@@ -9,14 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from discovery_deploy.wan import (
-    UNLIMITED_BPS,
-    Pair,
-    PathShape,
-    class_minor,
-    limit_packets,
-    single_packets,
-)
+from discovery_deploy.wan.wan import UNLIMITED_BPS, Pair, PathShape, class_minor, limit_packets, single_packets
 
 TIME_ROUNDING_S = 2e-6
 """tc 6.1 shows 37.5 ms as 0.037499 and 1.234567 ms as 0.001233."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from discovery_deploy.model import Verify
-from discovery_deploy.wan import (
+from discovery_deploy.experiment.model import Verify
+from discovery_deploy.wan.wan import (
     Pair,
     PairMeasurement,
     PairVerdict,

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.providers import PROVIDERS, provider_named
+from discovery_deploy.hosts.registry import PROVIDERS, provider_named
+from discovery_deploy.system.errors import TestbedError
 from tests.providers_bed import BEDS, SITES, Bed, bed_of
 
 pytestmark = pytest.mark.integration
@@ -91,7 +91,7 @@ def test_after_a_crash_a_new_driver_finds_the_hosts_by_the_experiment_s_name(fre
 RESERVE = """
 import sys
 from pathlib import Path
-from discovery_deploy.model import Experiment
+from discovery_deploy.experiment.model import Experiment
 from tests.providers_bed import BEDS
 bed = BEDS[sys.argv[1]].__new__(BEDS[sys.argv[1]])
 bed.folder = bed.state = Path(sys.argv[2])

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from discovery_deploy import inventory, variables
-from discovery_deploy.data import data_directory
+from discovery_deploy.cloud import inventory, variables
+from discovery_deploy.system.data import data_directory
 from tests.leased import ALL, ENVIRONMENTS, GALERA, MARIADB, SECRETS, TOPOLOGIES, experiment, lease
 
 ROLES = data_directory("playbooks") / "roles"

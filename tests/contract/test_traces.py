@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from discovery_deploy import bench, host_environments, stack, variables
-from discovery_deploy.data import data_directory
-from discovery_deploy.traces import Traces, is_below, traces
+from discovery_deploy.agent import host_environments
+from discovery_deploy.bench import bench
+from discovery_deploy.cloud import variables
+from discovery_deploy.software import stack
+from discovery_deploy.software.traces import Traces, is_below, traces
+from discovery_deploy.system.data import data_directory
 
 PLAYBOOKS = data_directory("playbooks")
 ROLES = sorted((PLAYBOOKS / "roles").iterdir())

@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from discovery_deploy import ansible, bench, cloud_probe, remote, smoke_acts
-from discovery_deploy.data import data_directory
+from discovery_deploy.bench import bench, cloud_probe
+from discovery_deploy.driver import ansible, smoke_acts
+from discovery_deploy.system import remote
+from discovery_deploy.system.data import data_directory
 
 PLAYBOOKS = data_directory("playbooks")
 MODULES = sorted([*PLAYBOOKS.glob("library/*.py"), *PLAYBOOKS.glob("module_utils/*.py")])

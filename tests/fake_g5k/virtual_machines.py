@@ -8,7 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from discovery_deploy.box import COMMAND_LINE, EMULATED
+from discovery_deploy.software.box import COMMAND_LINE, EMULATED
 from tests.fake_g5k import views
 from tests.fake_g5k.machines import NamespaceMachines, answers, run
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import stack
+from discovery_deploy.software import stack
 from tests.integration.local_bed import LocalBed
 
 

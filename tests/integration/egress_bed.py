@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from discovery_deploy.egress_hosts import HostsShaper
-from discovery_deploy.measure import Point
+from discovery_deploy.wan.egress_hosts import HostsShaper
+from discovery_deploy.wan.measure import Point
 
 LAN = "ddegress-lan"
 ACTS = """

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy import stack
-from discovery_deploy.providers.g5k import G5kProvider
+from discovery_deploy.software import stack
+from discovery_deploy.testbeds.g5k import G5kProvider
 from tests.fake_g5k.api import ACCOUNTS, Api, Faults
 from tests.fake_g5k.grid import Grid
 

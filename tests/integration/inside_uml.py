@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from discovery_deploy import uml_kernel
+from discovery_deploy.agent import uml_kernel
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from discovery_deploy import machine
+from discovery_deploy.agent import machine
 
 _OURS = re.compile(r"dd(6[0-3]|[1-5]?[0-9])(?![0-9])")
 """Names of slots of the provider `local` (others belong to tests of the WAN alone)."""

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy import containers, machine
-from discovery_deploy.machine import Plan
-from discovery_deploy.model import Experiment
-from discovery_deploy.providers.base import Lease
-from discovery_deploy.providers.local import LocalProvider
+from discovery_deploy.agent import containers, machine
+from discovery_deploy.agent.machine import Plan
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.testbeds.base import Lease
+from discovery_deploy.testbeds.local import LocalProvider
 
 
 def experiment(name: str, *sites: str) -> Experiment:

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy import nesting
-from discovery_deploy.machine import Plan, make_own
-from discovery_deploy.measure import HERE, on_this_machine
-from discovery_deploy.model import Experiment, Network
-from discovery_deploy.providers import local
-from discovery_deploy.wan import Pair, PathShape, path_shapes, tc_program
-from discovery_deploy.wan_readback import readback_problems
+from discovery_deploy.agent.machine import Plan, make_own
+from discovery_deploy.experiment.model import Experiment, Network
+from discovery_deploy.hosts import nesting
+from discovery_deploy.testbeds import local
+from discovery_deploy.wan.measure import HERE, on_this_machine
+from discovery_deploy.wan.wan import Pair, PathShape, path_shapes, tc_program
+from discovery_deploy.wan.wan_readback import readback_problems
 from tests.integration.wan_bed import Wan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -151,7 +151,7 @@ class MachinesWan(Wan):
 
     def router(self, machine: str, verb: str, *words: str, text: str = "") -> str:
         plan = str(Path(self.plans[machine]["directory"]) / "plan.json")
-        return self.anchors.module(machine, "discovery_deploy.wan_router", verb, plan, *words, text=text)
+        return self.anchors.module(machine, "discovery_deploy.agent.wan_router", verb, plan, *words, text=text)
 
     def up(self) -> None:
         """Make, or mend, what is on every machine."""
@@ -160,7 +160,7 @@ class MachinesWan(Wan):
 
     def containers(self, machine: str, verb: str) -> str:
         plan = str(Path(self.plans[machine]["directory"]) / "plan.json")
-        return self.anchors.module(machine, "discovery_deploy.containers", verb, plan)
+        return self.anchors.module(machine, "discovery_deploy.agent.containers", verb, plan)
 
 
 def plans_of(asked: Experiment, folder: Path, mode: str) -> dict[str, Plan]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from discovery_deploy import image
+from discovery_deploy.software import image
 
 PACKAGES = ("systemd", "systemd-sysv", "openssh-server", "python3")
 HOOKS = (

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import containers, machine, machine_plans, site_networks
-from discovery_deploy.machine import MachineError, Plan
-from discovery_deploy.providers import local
+from discovery_deploy.agent import containers, machine, machine_plans, site_networks
+from discovery_deploy.agent.machine import MachineError, Plan
+from discovery_deploy.testbeds import local
 from tests.integration.leftovers import Snapshot
 from tests.integration.local_bed import experiment, in_namespace, reaches
 
@@ -75,7 +75,7 @@ def test_the_command_makes_shows_and_removes(plan: Plan, tmp_path: Path) -> None
     file.write_text(json.dumps(plan))
 
     def command(verb: str) -> str:
-        arguments = [sys.executable, "-m", "discovery_deploy.containers", verb, str(file)]
+        arguments = [sys.executable, "-m", "discovery_deploy.agent.containers", verb, str(file)]
         return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout
 
     command("up")
@@ -165,7 +165,7 @@ def test_a_lock_says_who_holds_it(tmp_path: Path) -> None:
 OUTLIVED = """
 import sys
 from pathlib import Path
-from discovery_deploy import machine
+from discovery_deploy.agent import machine
 with machine.hold(Path(sys.argv[1])):
     machine.run("sh", "-c", "echo begun > $1/begun; sleep 1.5", "sh", sys.argv[1])
 """

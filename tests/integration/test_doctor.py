@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import machine, wan_router, wan_uml
-from discovery_deploy.providers import local
+from discovery_deploy.agent import machine, wan_router, wan_uml
+from discovery_deploy.testbeds import local
 
 pytestmark = pytest.mark.integration
 

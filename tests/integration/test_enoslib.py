@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import enoslib_roles, stack
-from discovery_deploy.providers.base import Lease
-from discovery_deploy.workspace import Workspace
+from discovery_deploy import enoslib_roles
+from discovery_deploy.software import stack
+from discovery_deploy.system.workspace import Workspace
+from discovery_deploy.testbeds.base import Lease
 
 pytestmark = pytest.mark.integration
 

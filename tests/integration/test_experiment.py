@@ -264,7 +264,7 @@ def test_a_wan_changed_by_hand_makes_the_run_invalid_and_says_so(tool: Tool) -> 
     plan = tool.folder / "state" / "small" / "plan.json"
     shift = "for c in $(tc qdisc show dev vec1 | grep -o 'parent [0-9:a-f]*' | cut -d' ' -f2); do " \
             "tc qdisc change dev vec1 parent $c netem delay 30ms limit 100000; done"  # fmt: skip
-    subprocess.run([sys.executable, "-m", "discovery_deploy.wan_router", "run", str(plan), shift], check=True)
+    subprocess.run([sys.executable, "-m", "discovery_deploy.agent.wan_router", "run", str(plan), shift], check=True)
     done = tool("run", "small.yaml", code=5)
     assert "asked" in done.stderr
     record = next(record for record in tool.records() if record["scenario"]["times"] == 5)
@@ -408,7 +408,7 @@ def test_a_host_that_dies_in_deploy_is_named_and_resume_works(tool: Tool) -> Non
     running = tool.start("deploy", "small.yaml")
     tool.wait_for(running, "phase started", seen, phase="deploy")
     time.sleep(1.0)
-    status = subprocess.run([sys.executable, "-m", "discovery_deploy.containers", "status",
+    status = subprocess.run([sys.executable, "-m", "discovery_deploy.agent.containers", "status",
                              str(tool.folder / "state" / "small" / "plan.json")],
                             capture_output=True, text=True, check=True)  # fmt: skip
     os.kill(json.loads(status.stdout)["rennes-1"]["pids"]["init"], signal.SIGKILL)

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.providers import g5k
-from discovery_deploy.providers.base import Lease
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.testbeds import g5k
+from discovery_deploy.testbeds.base import Lease
 from tests.integration.g5k_api_bed import USER, ApiBed, fake_api
 from tests.integration.g5k_bed import experiment
 
@@ -180,7 +180,7 @@ def test_a_driver_that_dies_while_it_submits_leaves_a_job_that_is_found(bed: Api
     bed.faults(hang={**POST_JOBS, "seconds": 20})  # done at once, answered late
     driver = f"""
         from pathlib import Path
-        from discovery_deploy.providers.g5k import G5kProvider
+        from discovery_deploy.testbeds.g5k import G5kProvider
         from tests.integration.g5k_bed import experiment
         work, cache = Path({str(bed.work)!r}), Path({str(bed.provider.cache)!r})
         asked = experiment({NAME!r}, {{"rennes": 1}})
@@ -204,7 +204,7 @@ def test_a_driver_that_dies_takes_its_worker_along(bed: ApiBed) -> None:
     bed.faults(waiting=["rennes"])  # the worker waits for a job that does not start
     driver = f"""
         from pathlib import Path
-        from discovery_deploy.providers.g5k import G5kProvider
+        from discovery_deploy.testbeds.g5k import G5kProvider
         from tests.integration.g5k_bed import experiment
         work, cache = Path({str(bed.work)!r}), Path({str(bed.provider.cache)!r})
         asked = experiment({NAME!r}, {{"rennes": 1}})

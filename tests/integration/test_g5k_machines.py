@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import acceleration, box, stack, wan
+from discovery_deploy.software import box, stack
+from discovery_deploy.testbeds import acceleration
+from discovery_deploy.wan import wan
 from tests.integration.g5k_bed import ROOT, G5kBed, fake_grid5000
 from tests.integration.priority import before_all_else, emulators
 from tests.integration.whole_experiment import until_valid

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy.errors import TestbedError
+from discovery_deploy.system.errors import TestbedError
 from tests.integration.g5k_bed import G5kBed, experiment, fake_grid5000
 
 pytestmark = pytest.mark.integration

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy.errors import TestbedError
+from discovery_deploy.system.errors import TestbedError
 from tests.integration.local_bed import LocalBed, experiment
 
 pytestmark = pytest.mark.integration

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import cgroups, machine, site_networks
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.providers.base import Lease
+from discovery_deploy.agent import cgroups, machine, site_networks
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.testbeds.base import Lease
 from tests.integration.local_bed import LocalBed, answers, experiment, in_namespace, kill_now, reaches, until
 
 pytestmark = pytest.mark.integration

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import machine
+from discovery_deploy.agent import machine
 from tests.integration.leftovers import Snapshot
 from tests.integration.local_bed import LocalBed, experiment, until
 

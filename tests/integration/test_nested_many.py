@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import measure, wan, wan_verdict
-from discovery_deploy.model import Experiment, Verify
-from discovery_deploy.shaping import RouterShaper
+from discovery_deploy.experiment.model import Experiment, Verify
+from discovery_deploy.hosts.shaping import RouterShaper
+from discovery_deploy.wan import measure, wan, wan_verdict
 from tests.integration import wan_checks
 from tests.integration.test_nested import NestedBed
 from tests.integration.uml_machines import uml_machines

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import stack
-from discovery_deploy.data import data_directory
-from discovery_deploy.image import contained
+from discovery_deploy.software import stack
+from discovery_deploy.software.image import contained
+from discovery_deploy.system.data import data_directory
 
 pytestmark = pytest.mark.integration
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import rally, rally_process, stack
-from discovery_deploy.model import Scenario
+from discovery_deploy.agent import rally_process
+from discovery_deploy.bench import rally
+from discovery_deploy.experiment.model import Scenario
+from discovery_deploy.software import stack
 
 pytestmark = pytest.mark.integration
 Problems = Callable[[list[dict[str, Any]]], list[list[str]]]

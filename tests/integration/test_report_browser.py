@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import rally, report
+from discovery_deploy.bench import rally
+from discovery_deploy.results import report
 from tests.synthetic_campaign import campaign, report_of
 
 pytestmark = pytest.mark.integration

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy.count_acts import listeners, sql_requests
-from discovery_deploy.data import data_directory
-from discovery_deploy.rally import load_tasks
-from discovery_deploy.remote import Remote
+from discovery_deploy.bench.rally import load_tasks
+from discovery_deploy.driver.count_acts import listeners, sql_requests
+from discovery_deploy.system.data import data_directory
+from discovery_deploy.system.remote import Remote
 from tests.integration import known_requests
 from tests.integration.leftovers import Snapshot, left_behind
 from tests.integration.test_experiment import DEPLOYMENT, Tool

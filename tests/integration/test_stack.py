@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import builds, stack
-from discovery_deploy.builds import Environments
-from discovery_deploy.seed import DATABASES
+from discovery_deploy.software import builds, stack
+from discovery_deploy.software.builds import Environments
+from discovery_deploy.software.seed import DATABASES
 
 pytestmark = pytest.mark.integration
 RELEASE = "2025.1"
@@ -133,7 +133,7 @@ def test_the_databases_first_content_knows_no_host(built: Environments) -> None:
 
 def test_a_second_call_needs_no_network_and_no_time(built: Environments) -> None:
     program = (
-        "from discovery_deploy import builds, stack\n"
+        "from discovery_deploy.software import builds, stack\n"
         f"print(builds.environments(stack.cache_directory(), {RELEASE!r}, ('keystone',), print).database.name)\n"
     )
     command = ["unshare", "--net", sys.executable, "-c", program]

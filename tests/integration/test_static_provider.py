@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import given_host
-from discovery_deploy.data import data_directory
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.providers.base import Lease
-from discovery_deploy.providers.static import StaticProvider
-from discovery_deploy.traces import traces
+from discovery_deploy.agent import given_host
+from discovery_deploy.software.traces import traces
+from discovery_deploy.system.data import data_directory
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.testbeds.base import Lease
+from discovery_deploy.testbeds.static import StaticProvider
 from tests.providers_bed import OnStatic, bed_of
 
 pytestmark = pytest.mark.integration

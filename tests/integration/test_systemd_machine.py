@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import uml_kernel
-from discovery_deploy.providers import local
+from discovery_deploy.agent import uml_kernel
+from discovery_deploy.testbeds import local
 from tests.integration.local_bed import experiment
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow]
@@ -59,7 +59,7 @@ StandardError=file:/dev/console
 LOOK = r"""
 import json, subprocess, time, traceback
 from pathlib import Path
-from discovery_deploy import cgroups, containers, machine, wan_router
+from discovery_deploy.agent import cgroups, containers, machine, wan_router
 plan = json.loads(Path("/job/plan.json").read_text())
 Path("/state/environments").mkdir()
 
@@ -81,7 +81,7 @@ try:
     found["before"] = left()
     # In a unit of its own, which ends: what it has started must not end with it.
     found["up"] = shell("systemd-run --quiet --wait --pipe -E PYTHONPATH=/code -E PYTHONDONTWRITEBYTECODE=1 "
-                        "python3 -m discovery_deploy.containers up /state/plan.json")
+                        "python3 -m discovery_deploy.agent.containers up /state/plan.json")
     found["states"] = states()
     found["mode"] = Path("/state/two/router/mode").read_text()
     top = Path("/sys/fs/cgroup/dd3/paris-1")

@@ -16,21 +16,23 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from discovery_deploy import builds, cli, smoke
-from discovery_deploy.bench import SiteResult, load
-from discovery_deploy.campaign import settings
-from discovery_deploy.errors import PlaybookError
-from discovery_deploy.model import Experiment, Scenario
-from discovery_deploy.progress import ConsoleAnnouncer
-from discovery_deploy.providers import provider_named
-from discovery_deploy.providers.base import Lease
-from discovery_deploy.rally import load_tasks, rally_task
-from discovery_deploy.remote import Remote, side_by_side
-from discovery_deploy.services import SERVICES
-from discovery_deploy.smoke import SmokeRecord
-from discovery_deploy.testbed import Testbed
-from discovery_deploy.variables import rally_command
-from discovery_deploy.workspace import Workspace
+from discovery_deploy.bench import smoke
+from discovery_deploy.bench.bench import SiteResult, load
+from discovery_deploy.bench.campaign import settings
+from discovery_deploy.bench.rally import load_tasks, rally_task
+from discovery_deploy.bench.smoke import SmokeRecord
+from discovery_deploy.cli import cli
+from discovery_deploy.cli.progress import ConsoleAnnouncer
+from discovery_deploy.cloud.variables import rally_command
+from discovery_deploy.driver.testbed import Testbed
+from discovery_deploy.experiment.model import Experiment, Scenario
+from discovery_deploy.experiment.services import SERVICES
+from discovery_deploy.hosts.registry import provider_named
+from discovery_deploy.software import builds
+from discovery_deploy.system.errors import PlaybookError
+from discovery_deploy.system.remote import Remote, side_by_side
+from discovery_deploy.system.workspace import Workspace
+from discovery_deploy.testbeds.base import Lease
 from tests.integration.leftovers import Snapshot, left_behind
 from tests.integration.test_experiment import Tool, pytestmark
 from tests.integration.topologies_bed import (

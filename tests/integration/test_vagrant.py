@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import box, stack, wan
-from discovery_deploy.enoslib_environment import enoslib_python
-from discovery_deploy.vagrant_plan import prefix
+from discovery_deploy.software import box, stack
+from discovery_deploy.software.enoslib_environment import enoslib_python
+from discovery_deploy.testbeds.vagrant_plan import prefix
+from discovery_deploy.wan import wan
 from tests.integration.priority import before_all_else, emulators
 from tests.integration.vagrant_bed import VagrantBed
 from tests.integration.whole_experiment import until_valid

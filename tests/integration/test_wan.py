@@ -14,10 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import measure, probe, site_networks, uml_kernel, wan_router, wan_uml
-from discovery_deploy.model import Verify
-from discovery_deploy.wan import SEGMENTATION_ON, path_shapes, tc_changes
-from discovery_deploy.wan_uml import RouterError
+from discovery_deploy.agent import probe, site_networks, uml_kernel, wan_router, wan_uml
+from discovery_deploy.agent.wan_uml import RouterError
+from discovery_deploy.experiment.model import Verify
+from discovery_deploy.wan import measure
+from discovery_deploy.wan.wan import SEGMENTATION_ON, path_shapes, tc_changes
 from tests.integration import wan_checks
 from tests.integration.wan_bed import SITE_NAMES, SLOT, Wan, plan_of, wan_sites
 
@@ -164,7 +165,14 @@ class TestRouter:
     def test_a_client_that_dies_leaves_nothing_to_the_next(self, three: Wan) -> None:
         plan_file = three.router_directory.parent / "plan.json"
         plan_file.write_text(json.dumps(three.plan))
-        command = [sys.executable, "-m", "discovery_deploy.wan_router", "run", str(plan_file), "sleep 1; echo late"]
+        command = [
+            sys.executable,
+            "-m",
+            "discovery_deploy.agent.wan_router",
+            "run",
+            str(plan_file),
+            "sleep 1; echo late",
+        ]
         client = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         calls = three.router_directory / "calls"
         while not any(calls.iterdir()) and client.poll() is None:
@@ -284,7 +292,7 @@ def half_made(plan: dict[str, object], folder: Path) -> None:
     """A router whose maker was killed at work."""
     plan_file = folder / "plan.json"
     plan_file.write_text(json.dumps(plan))
-    maker = subprocess.Popen([sys.executable, "-m", "discovery_deploy.wan_router", "up", str(plan_file)])
+    maker = subprocess.Popen([sys.executable, "-m", "discovery_deploy.agent.wan_router", "up", str(plan_file)])
     while not (folder / "router" / "mode").exists():
         time.sleep(0.01)
     time.sleep(0.3)

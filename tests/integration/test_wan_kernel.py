@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import measure, site_networks, uml_kernel, wan_router
+from discovery_deploy.agent import site_networks, uml_kernel, wan_router
+from discovery_deploy.wan import measure
 from tests.integration import wan_checks
 from tests.integration.inside_uml import counts_inside
 from tests.integration.wan_bed import SITE_NAMES, SLOT, Wan, plan_of, wan_sites

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import measure, wan_router
-from discovery_deploy.model import Network, Verify
-from discovery_deploy.wan_uml import RouterError
-from discovery_deploy.wan_verdict import summary
+from discovery_deploy.agent import wan_router
+from discovery_deploy.agent.wan_uml import RouterError
+from discovery_deploy.experiment.model import Network, Verify
+from discovery_deploy.wan import measure
+from discovery_deploy.wan.wan_verdict import summary
 from tests.integration import wan_checks
 from tests.integration.inside_uml import counts_inside
 from tests.integration.machines_bed import REPOSITORY, MachinesWan, machines, plans_of
@@ -119,7 +120,9 @@ class TestTunnels:
 
     def test_what_comes_out_of_a_tunnel_is_not_joined(self, three: MachinesWan) -> None:
         namespace = three.plans["machine-1"]["router"]["namespace"]
-        program = f"from discovery_deploy import wan_tunnels; print(wan_tunnels.joins_packets({namespace!r}, 'peer1'))"
+        program = (
+            f"from discovery_deploy.agent import wan_tunnels; print(wan_tunnels.joins_packets({namespace!r}, 'peer1'))"
+        )
         path = f"PYTHONPATH={REPOSITORY}"
         assert three.anchors.run("machine-1", "env", path, "python3", "-c", program) == "False\n"
 
@@ -142,7 +145,9 @@ def test_down_leaves_nothing_on_a_machine(tmp_path: Path) -> None:
             plan = json.dumps(wan.plans[machine])
             (tmp_path / f"{machine}.json").write_text(plan)
             for _ in range(2):
-                wan.anchors.module(machine, "discovery_deploy.containers", "down", str(tmp_path / f"{machine}.json"))
+                wan.anchors.module(
+                    machine, "discovery_deploy.agent.containers", "down", str(tmp_path / f"{machine}.json")
+                )
             shown = json.loads(wan.anchors.run(machine, "ip", "-j", "link", "show"))
             assert {link["ifname"] for link in shown} == {"lo", "eth0"}
             assert wan.anchors.run(machine, "ls", "/run/netns") == ""

@@ -13,12 +13,12 @@ from openstack.config import OpenStackConfig
 from openstack.connection import Connection
 from openstack.exceptions import ResourceFailure, SDKException
 
-from discovery_deploy import cloud_probe
-from discovery_deploy.clients import accesses
-from discovery_deploy.inventory import HOST_PYTHON
-from discovery_deploy.remote import side_by_side
-from discovery_deploy.services import SERVICES
-from discovery_deploy.testbed import Testbed
+from discovery_deploy.bench import cloud_probe
+from discovery_deploy.cloud.clients import accesses
+from discovery_deploy.cloud.inventory import HOST_PYTHON
+from discovery_deploy.driver.testbed import Testbed
+from discovery_deploy.experiment.services import SERVICES
+from discovery_deploy.system.remote import side_by_side
 from tests.integration.test_experiment import CHEAP_HASHES, Tool
 
 TOPOLOGIES: dict[str, dict[str, Any]] = {

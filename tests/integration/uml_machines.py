@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from discovery_deploy import uml_kernel
-from discovery_deploy.model import Experiment
-from discovery_deploy.providers.base import Lack, Lease, LeasedHost, Progress
+from discovery_deploy.agent import uml_kernel
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.testbeds.base import Lack, Lease, LeasedHost, Progress
 
 BRIDGE, NETWORK = "ddm-net", "198.18.77"
 DISK_BYTES = 4 << 30

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy import site_networks, wan_router
-from discovery_deploy.measure import HERE, Point, on_this_machine
-from discovery_deploy.model import Network
-from discovery_deploy.wan import Pair, PathShape, path_shapes, tc_program
-from discovery_deploy.wan_readback import readback_problems
+from discovery_deploy.agent import site_networks, wan_router
+from discovery_deploy.experiment.model import Network
+from discovery_deploy.wan.measure import HERE, Point, on_this_machine
+from discovery_deploy.wan.wan import Pair, PathShape, path_shapes, tc_program
+from discovery_deploy.wan.wan_readback import readback_problems
 
 SITE_NAMES = ("ares", "brest", "cork", "delft", "essen", "faro", "gent", "hull")
 SLOT = 90

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from discovery_deploy.errors import EXIT_NOT_VALID
+from discovery_deploy.system.errors import EXIT_NOT_VALID
 
 RUNS = 4
 

@@ -17,11 +17,12 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import commands, nspawn, wan_router
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.model import Experiment
-from discovery_deploy.process_settings import needs_restart, settled
-from discovery_deploy.providers.local import LocalProvider
+from discovery_deploy.agent import nspawn, wan_router
+from discovery_deploy.cli import commands
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.process_settings import needs_restart, settled
+from discovery_deploy.testbeds.local import LocalProvider
 
 ROOT = Path(__file__).resolve().parents[2]
 QUICKSTART = ROOT / "experiments" / "quickstart.yaml"
@@ -37,7 +38,7 @@ HOSTILE = {
 
 SEEN = """
 import json, os, subprocess, sys
-from discovery_deploy import process_settings
+from discovery_deploy.system import process_settings
 process_settings.apply()
 process_settings.apply()
 child = subprocess.run([sys.executable, "-c", "import json, os; print(json.dumps(dict(os.environ)))"],

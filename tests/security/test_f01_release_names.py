@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import machine, machine_plans, names
-from discovery_deploy.errors import StateError
-from discovery_deploy.machine import MachineError
-from discovery_deploy.nested import Nested
-from discovery_deploy.providers.base import ProviderInterface
-from discovery_deploy.providers.g5k import G5kProvider
-from discovery_deploy.providers.local import LocalProvider
-from discovery_deploy.providers.static import StaticProvider
-from discovery_deploy.providers.vagrant import VagrantProvider
-from discovery_deploy.records import RunRecord
-from discovery_deploy.workspace import Workspace
+from discovery_deploy.agent import machine, machine_plans, names
+from discovery_deploy.agent.machine import MachineError
+from discovery_deploy.bench.records import RunRecord
+from discovery_deploy.hosts.nested import Nested
+from discovery_deploy.system.errors import StateError
+from discovery_deploy.system.workspace import Workspace
+from discovery_deploy.testbeds.base import ProviderInterface
+from discovery_deploy.testbeds.g5k import G5kProvider
+from discovery_deploy.testbeds.local import LocalProvider
+from discovery_deploy.testbeds.static import StaticProvider
+from discovery_deploy.testbeds.vagrant import VagrantProvider
 from tests.security.tool import Tool, held, workspace_of
 from tests.synthetic_campaign import campaign
 

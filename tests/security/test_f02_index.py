@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import stack
-from discovery_deploy.cli import app
-from discovery_deploy.errors import DiscoveryError
-from discovery_deploy.sources import lock_entries
+from discovery_deploy.cli.cli import app
+from discovery_deploy.software import stack
+from discovery_deploy.software.patches.sources import lock_entries
+from discovery_deploy.system.errors import DiscoveryError
 from tests.index_bed import hostile_sdist, served
 
 LOCKED = lock_entries(stack.lock_text("openstack-2025.1"))["pycadf"].version

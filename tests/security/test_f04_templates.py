@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from discovery_deploy import ansible
-from discovery_deploy.config import load
-from discovery_deploy.data import data_directory
-from discovery_deploy.errors import ExperimentError
-from discovery_deploy.inventory import with_variables
-from discovery_deploy.variables import Variables, variables
+from discovery_deploy.cloud.inventory import with_variables
+from discovery_deploy.cloud.variables import Variables, variables
+from discovery_deploy.driver import ansible
+from discovery_deploy.experiment.config import load
+from discovery_deploy.system.data import data_directory
+from discovery_deploy.system.errors import ExperimentError
 from tests.leased import ALL, ENVIRONMENTS, MARIADB, SECRETS, TOPOLOGIES, experiment, lease
 
 ROLES = ("glance", "keystone", "neutron", "nova", "nova_compute", "placement")

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import trees
-from discovery_deploy.cli import app
-from discovery_deploy.errors import ExperimentError
-from discovery_deploy.image import digest
-from discovery_deploy.patch_series import LINK, REGULAR, SourceFile
-from discovery_deploy.sdists import SdistError, sdist_tree
+from discovery_deploy.cli.cli import app
+from discovery_deploy.software.image import digest
+from discovery_deploy.software.patches import trees
+from discovery_deploy.software.patches.patch_series import LINK, REGULAR, SourceFile
+from discovery_deploy.software.patches.sdists import SdistError, sdist_tree
+from discovery_deploy.system.errors import ExperimentError
 
 EXPERIMENT = """\
 name: f05

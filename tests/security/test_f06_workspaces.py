@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy.campaign import runs, settings
-from discovery_deploy.driver import Driver, PlannedRun
-from discovery_deploy.errors import StateError
-from discovery_deploy.testbed import Testbed
-from discovery_deploy.workspace import Workspace
+from discovery_deploy.bench.campaign import runs, settings
+from discovery_deploy.driver.driver import Driver, PlannedRun
+from discovery_deploy.driver.testbed import Testbed
+from discovery_deploy.system.errors import StateError
+from discovery_deploy.system.workspace import Workspace
 from tests.security.tool import Tool, workspace_of
-from tests.unit.test_testbed import Machines, Silence, experiment
+from tests.unit.driver.test_testbed import Machines, Silence, experiment
 
 
 class Bomb:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import image, machine
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.providers.vagrant import VagrantProvider
-from tests.unit.test_vagrant_plan import experiment
-from tests.unit.test_vagrant_provider import Bed
+from discovery_deploy.agent import machine
+from discovery_deploy.software import image
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.testbeds.vagrant import VagrantProvider
+from tests.unit.testbeds.test_vagrant_plan import experiment
+from tests.unit.testbeds.test_vagrant_provider import Bed
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o000])

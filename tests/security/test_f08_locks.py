@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy.errors import StateError
-from discovery_deploy.providers import name_held
-from discovery_deploy.providers.base import Lease
+from discovery_deploy.hosts.registry import name_held
+from discovery_deploy.system.errors import StateError
+from discovery_deploy.testbeds.base import Lease
 from tests.security.tool import Tool, held, workspace_of
-from tests.unit.test_testbed import Machines, experiment, reserved
+from tests.unit.driver.test_testbed import Machines, experiment, reserved
 
 
 def test_release_from_elsewhere_does_not_destroy_hosts_under_a_driver(tool: Tool, tmp_path: Path) -> None:
@@ -62,8 +62,8 @@ def test_hosts_of_a_workspace_that_is_no_more_are_released_from_any_other(tool: 
 def test_f15_of_two_drivers_that_reserve_a_name_at_once_one_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("discovery_deploy.image.base_image", lambda cache, progress, variant="base": tmp_path)
-    monkeypatch.setattr("discovery_deploy.remote.CONTROL_SOCKETS", tmp_path / "sockets")
+    monkeypatch.setattr("discovery_deploy.software.image.base_image", lambda cache, progress, variant="base": tmp_path)
+    monkeypatch.setattr("discovery_deploy.system.remote.CONTROL_SOCKETS", tmp_path / "sockets")
     monkeypatch.setenv("DISCOVERY_DEPLOY_STATE", str(tmp_path / "state"))
     outcomes: dict[str, str] = {}
 
@@ -98,7 +98,7 @@ def test_a_name_that_is_being_reserved_is_neither_reserved_nor_released(
     tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hosts = held(tmp_path, "mine")
-    monkeypatch.setattr("discovery_deploy.machine.time.monotonic", iter(range(0, 10**6, 30)).__next__)
+    monkeypatch.setattr("discovery_deploy.agent.machine.time.monotonic", iter(range(0, 10**6, 30)).__next__)
     with name_held("mine", 0):
         said = tool("release", "mine")
         with pytest.raises(StateError, match="mine: another discovery-deploy reserves"), name_held("mine", 0):

@@ -22,7 +22,7 @@ MARK = "6007"
 BEGIN = """
 import json, subprocess, sys, time
 from pathlib import Path
-from discovery_deploy import interruption, remote
+from discovery_deploy.system import interruption, remote
 folder = Path(sys.argv[1])
 class Slow(remote.Remote):
     # An ssh whose shared connection holds its streams when it has ended.
@@ -41,18 +41,18 @@ remote.side_by_side(one, ['a', 'b'])""",
 (folder / 'file').write_bytes(bytes(10_000_000))
 remote.side_by_side(lambda host: slow.send(host, ['x'], folder / 'file'), ['a', 'b'])""",
     "machines are called": """
-from discovery_deploy import machine_calls
+from discovery_deploy.hosts import machine_calls
 caller = machine_calls.Caller(slow)
 remote.side_by_side(lambda host: caller.call(host, 'up', {}), ['a', 'b'])""",
     "the image is baked": """
 import os
-from discovery_deploy import image
+from discovery_deploy.software import image
 os.geteuid = lambda: 0  # what is run here needs no root
 command = ['sh', '-c', 'echo > ' + str(folder / 'a') + '; setsid sleep 6007']
 image.run_logged(command, folder / 'log', 'a bake', print)""",
     "a playbook runs": """
-from discovery_deploy import ansible, data
-from discovery_deploy.variables import Variables
+from discovery_deploy.driver import ansible; from discovery_deploy.system import data
+from discovery_deploy.cloud.variables import Variables
 (folder / 'logs').mkdir()
 tasks = [{'name': 'Wait', 'ansible.builtin.command': 'sh -c "echo > ' + str(folder / 'a') + '; sleep 60"'}]
 (folder / 'trial.yml').write_text(json.dumps([{'hosts': 'all', 'gather_facts': False, 'tasks': tasks}]))
@@ -85,7 +85,7 @@ with interruption.ends_the_process():
     work()
 """
 COMMAND_LINE = """
-from discovery_deploy import cli
+from discovery_deploy.cli import cli
 cli.app = lambda **options: work()
 cli.main()
 """
@@ -198,8 +198,9 @@ def test_the_same_signal_twice_at_once_is_one(tmp_path: Path) -> None:
 
 
 def test_nohup_is_obeyed(tmp_path: Path) -> None:
-    program = "from discovery_deploy import interruption; import os, signal, time; interruption.obey_signals(); " \
-              "os.kill(os.getpid(), signal.SIGHUP); time.sleep(0.1); print('goes on')"  # fmt: skip
+    program = "from discovery_deploy.system import interruption; import os, signal, time; " \
+              "interruption.obey_signals(); os.kill(os.getpid(), signal.SIGHUP); " \
+              "time.sleep(0.1); print('goes on')"  # fmt: skip
     words = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh", sys.executable, "-c", program]
     assert subprocess.run(words, capture_output=True, text=True, cwd=ROOT, check=True).stdout == "goes on\n"
 

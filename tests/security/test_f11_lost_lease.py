@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy.campaign import settings
-from discovery_deploy.phases import PHASES, State
-from discovery_deploy.testbed import UNKNOWN, Testbed
-from discovery_deploy.workspace import Workspace
+from discovery_deploy.bench.campaign import settings
+from discovery_deploy.driver.phases import PHASES, State
+from discovery_deploy.driver.testbed import UNKNOWN, Testbed
+from discovery_deploy.system.workspace import Workspace
 from tests.security.tool import workspace_of
-from tests.unit.test_testbed import Machines, Silence, all_done, experiment, reserved
+from tests.unit.driver.test_testbed import Machines, Silence, all_done, experiment, reserved
 
 
 @pytest.fixture(autouse=True)
 def _no_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("discovery_deploy.image.base_image", lambda cache, progress, variant="base": tmp_path)
-    monkeypatch.setattr("discovery_deploy.remote.CONTROL_SOCKETS", tmp_path / "sockets")
+    monkeypatch.setattr("discovery_deploy.software.image.base_image", lambda cache, progress, variant="base": tmp_path)
+    monkeypatch.setattr("discovery_deploy.system.remote.CONTROL_SOCKETS", tmp_path / "sockets")
     monkeypatch.setenv("DISCOVERY_DEPLOY_STATE", str(tmp_path / "state"))
 
 

@@ -9,16 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import image, machine, machine_plans
-from discovery_deploy.driver import Driver
-from discovery_deploy.errors import StateError
-from discovery_deploy.model import Strict
-from discovery_deploy.phases import State
-from discovery_deploy.records import HostFacts, RunRecord, Software
-from discovery_deploy.testbed import Testbed
-from discovery_deploy.workspace import Workspace
+from discovery_deploy.agent import machine, machine_plans
+from discovery_deploy.bench.records import HostFacts, RunRecord, Software
+from discovery_deploy.driver.driver import Driver
+from discovery_deploy.driver.phases import State
+from discovery_deploy.driver.testbed import Testbed
+from discovery_deploy.experiment.model import Strict
+from discovery_deploy.software import image
+from discovery_deploy.system.errors import StateError
+from discovery_deploy.system.workspace import Workspace
 from tests.security.tool import Tool, held, workspace_of
-from tests.unit.test_testbed import LOADS, Machines, Silence, experiment
+from tests.unit.driver.test_testbed import LOADS, Machines, Silence, experiment
 
 HALVES = ["private alone", "public alone", "not a key", "empty", "of another key", "neither"]
 

@@ -9,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import ansible, commands, machine, report
-from discovery_deploy.errors import StateError
+from discovery_deploy.agent import machine
+from discovery_deploy.cli import commands
+from discovery_deploy.driver import ansible
+from discovery_deploy.results import report
+from discovery_deploy.system.errors import StateError
 from tests.security.tool import Tool, held, workspace_of
 
 pytestmark = pytest.mark.integration

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import contents, documents, git_trees, image, sdists, trees
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.git_trees import GitError, git, tree_of_checkout, tree_of_commit
+from discovery_deploy.experiment import documents
+from discovery_deploy.software import contents, image
+from discovery_deploy.software.patches import git_trees, sdists, trees
+from discovery_deploy.software.patches.git_trees import GitError, git, tree_of_checkout, tree_of_commit
+from discovery_deploy.system.errors import TestbedError
 
 
 class _Zeros(io.RawIOBase):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from discovery_deploy import config
-from discovery_deploy.errors import ExperimentError
-from discovery_deploy.rally import load_tasks
+from discovery_deploy.bench.rally import load_tasks
+from discovery_deploy.experiment import config
+from discovery_deploy.system.errors import ExperimentError
 
 EXPERIMENT = """\
 name: f15

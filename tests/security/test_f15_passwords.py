@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import derived, image
-from discovery_deploy.records import ProjectRecord
+from discovery_deploy.bench.records import ProjectRecord
+from discovery_deploy.software import derived, image
 
 SECRET = "hunter2"
 MMDEBSTRAP = """\

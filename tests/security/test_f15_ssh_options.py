@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy.config import load
-from discovery_deploy.errors import ExperimentError
-from discovery_deploy.first_login import way_in
-from discovery_deploy.vagrant_plan import Way
+from discovery_deploy.experiment.config import load
+from discovery_deploy.system.errors import ExperimentError
+from discovery_deploy.testbeds.first_login import way_in
+from discovery_deploy.testbeds.vagrant_plan import Way
 
 
 @pytest.mark.parametrize("user", ["-oProxyCommand=touch ran", "-oProxyCommand=touch\tran", "a b", "--"])

@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import machine, wan_router
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.model import Experiment
-from discovery_deploy.providers import g5k
-from discovery_deploy.providers.base import Progress
-from discovery_deploy.providers.g5k import RECORD, G5kProvider
-from discovery_deploy.providers.local import LocalProvider, machine_plan
-from discovery_deploy.wan_uml import RouterError
+from discovery_deploy.agent import machine, wan_router
+from discovery_deploy.agent.wan_uml import RouterError
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.testbeds import g5k
+from discovery_deploy.testbeds.base import Progress
+from discovery_deploy.testbeds.g5k import RECORD, G5kProvider
+from discovery_deploy.testbeds.local import LocalProvider, machine_plan
 
 SITES = {"sites": [{"name": "a"}, {"name": "b"}], "deployment": {"backend": {"type": "galera"}}}
 G5K = {"type": "g5k", "default": {"g5k_site": "rennes", "cluster": "paravance"}}
@@ -75,7 +75,7 @@ class Slow:
 CHECK = """
 import sys
 from pathlib import Path
-from discovery_deploy.providers import g5k
+from discovery_deploy.testbeds import g5k
 from tests.security.test_release_from_any_state import G5K, Slow, experiment
 g5k.Enoslib = Slow
 g5k.G5kProvider(Path(sys.argv[1]), Path(sys.argv[1]), Path(sys.argv[1])).request_text(experiment(provider=G5K))

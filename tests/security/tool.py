@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import pytest
 
-from discovery_deploy import cli, commands
-from discovery_deploy.providers.base import HOLDER, Lease, LeasedHost
-from discovery_deploy.workspace import Workspace
+from discovery_deploy.cli import cli, commands
+from discovery_deploy.system.workspace import Workspace
+from discovery_deploy.testbeds.base import HOLDER, Lease, LeasedHost
 
 
 class Said(NamedTuple):

@@ -130,7 +130,7 @@ def modules() -> list[Path]:
 
 
 def name_of(path: Path) -> str:
-    """`errors` for discovery_deploy/errors.py, `providers` for all below discovery_deploy/providers/."""
+    """`errors` for discovery_deploy/system/errors.py, `providers` for all below discovery_deploy/providers/."""
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 

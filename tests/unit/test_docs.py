@@ -13,10 +13,10 @@ import pytest
 from pydantic import TypeAdapter
 from ruamel.yaml import YAML
 
-from discovery_deploy.data import data_directory
-from discovery_deploy.errors import DiscoveryError
-from discovery_deploy.fields import objects
-from discovery_deploy.schema import EXAMPLES
+from discovery_deploy.experiment.fields import objects
+from discovery_deploy.experiment.schema import EXAMPLES
+from discovery_deploy.system.data import data_directory
+from discovery_deploy.system.errors import DiscoveryError
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"

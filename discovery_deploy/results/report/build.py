@@ -17,16 +17,16 @@ import pyarrow.parquet as pa_parquet
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from discovery_deploy import stats
-from discovery_deploy.model import Experiment
-from discovery_deploy.rally import TaskTemplate
-from discovery_deploy.records import Provenance, RunRecord
-from discovery_deploy.report import text
-from discovery_deploy.report.content import Numbers, view
-from discovery_deploy.report.counts_view import each_once
-from discovery_deploy.report.wan_view import wan_table
-from discovery_deploy.request_counts import CountRecord
-from discovery_deploy.smoke import SmokeRecord
+from discovery_deploy.bench.rally import TaskTemplate
+from discovery_deploy.bench.records import Provenance, RunRecord
+from discovery_deploy.bench.request_counts import CountRecord
+from discovery_deploy.bench.smoke import SmokeRecord
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.results import stats
+from discovery_deploy.results.report import text
+from discovery_deploy.results.report.content import Numbers, view
+from discovery_deploy.results.report.counts_view import each_once
+from discovery_deploy.results.report.wan_view import wan_table
 
 PAGE = "report.html"
 
@@ -134,7 +134,7 @@ def _csv(table: pd.DataFrame) -> bytes:
 @functools.cache
 def _environment() -> Environment:
     environment = Environment(
-        loader=PackageLoader("discovery_deploy.report"),
+        loader=PackageLoader("discovery_deploy.results.report"),
         autoescape=select_autoescape(enabled_extensions=("html.j2",), default=False),
         undefined=StrictUndefined,
         trim_blocks=True,

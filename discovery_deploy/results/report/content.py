@@ -9,19 +9,19 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from discovery_deploy.campaign import sites_of_settings
-from discovery_deploy.fields import parse_path
-from discovery_deploy.model import Experiment, Scenario
-from discovery_deploy.rally import TOTAL, TaskTemplate
-from discovery_deploy.records import Provenance, RunRecord
-from discovery_deploy.report import text
-from discovery_deploy.report.counts_view import counted, counts_of
-from discovery_deploy.report.figures import against_rtt, distributions, stacked
-from discovery_deploy.report.origin import provenance_view
-from discovery_deploy.report.wan_view import setting_matrices, wan_picture
-from discovery_deploy.request_counts import CountRecord
-from discovery_deploy.smoke import LEVELS, SmokeRecord
-from discovery_deploy.stats import Fit, NoFit, delay_group, fitted_rtts
+from discovery_deploy.bench.campaign import sites_of_settings
+from discovery_deploy.bench.rally import TOTAL, TaskTemplate
+from discovery_deploy.bench.records import Provenance, RunRecord
+from discovery_deploy.bench.request_counts import CountRecord
+from discovery_deploy.bench.smoke import LEVELS, SmokeRecord
+from discovery_deploy.experiment.fields import parse_path
+from discovery_deploy.experiment.model import Experiment, Scenario
+from discovery_deploy.results.report import text
+from discovery_deploy.results.report.counts_view import counted, counts_of
+from discovery_deploy.results.report.figures import against_rtt, distributions, stacked
+from discovery_deploy.results.report.origin import provenance_view
+from discovery_deploy.results.report.wan_view import setting_matrices, wan_picture
+from discovery_deploy.results.stats import Fit, NoFit, delay_group, fitted_rtts
 
 
 class Numbers(NamedTuple):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from discovery_deploy.model import Scenario
-from discovery_deploy.records import RunRecord
-from discovery_deploy.report import text
-from discovery_deploy.request_counts import CountRecord, pairs_text
-from discovery_deploy.stats import Fit, delay_group
+from discovery_deploy.bench.records import RunRecord
+from discovery_deploy.bench.request_counts import CountRecord, pairs_text
+from discovery_deploy.experiment.model import Scenario
+from discovery_deploy.results.report import text
+from discovery_deploy.results.stats import Fit, delay_group
 
 
 def each_once(counts: Mapping[str, CountRecord]) -> list[CountRecord]:

@@ -20,9 +20,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from discovery_deploy.rally import OTHER, TOTAL
-from discovery_deploy.report.text import BESIDE, action_name, against, count_of, seconds
-from discovery_deploy.stats import Fit, ecdf
+from discovery_deploy.bench.rally import OTHER, TOTAL
+from discovery_deploy.results.report.text import BESIDE, action_name, against, count_of, seconds
+from discovery_deploy.results.stats import Fit, ecdf
 
 WIDTH_IN = 8.4
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from discovery_deploy.records import Provenance, RunRecord, changes
-from discovery_deploy.report import text
+from discovery_deploy.bench.records import Provenance, RunRecord, changes
+from discovery_deploy.results.report import text
 
 
 def load_range(runs: Sequence[RunRecord]) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
-from discovery_deploy.rally import OTHER, TOTAL
-from discovery_deploy.stats import Fit, NoFit
+from discovery_deploy.bench.rally import OTHER, TOTAL
+from discovery_deploy.results.stats import Fit, NoFit
 
 BESIDE = "client beside the only database"
 """What every table and figure says of runs that tell nothing about the WAN."""

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from discovery_deploy.model import Strict
-from discovery_deploy.report.figures import COLOURS, INK, style, svg
-from discovery_deploy.wan import Pair, PathShape
+from discovery_deploy.experiment.model import Strict
+from discovery_deploy.results.report.figures import COLOURS, INK, style, svg
+from discovery_deploy.wan.wan import Pair, PathShape
 
 FEW = 3
 """Up to so many sites every line carries its shape, if it is short."""

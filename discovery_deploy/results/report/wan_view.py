@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from discovery_deploy.model import Experiment
-from discovery_deploy.records import RunRecord
-from discovery_deploy.report.text import NONE, milliseconds, percent
-from discovery_deploy.report.wan_figures import LEGIBLE, SiteView, error_map, picture, shape_text, usual
-from discovery_deploy.units import format_rate
-from discovery_deploy.wan import Pair, PairVerdict, PathShape, WanReport, path_shapes
+from discovery_deploy.bench.records import RunRecord
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.experiment.units import format_rate
+from discovery_deploy.results.report.text import NONE, milliseconds, percent
+from discovery_deploy.results.report.wan_figures import LEGIBLE, SiteView, error_map, picture, shape_text, usual
+from discovery_deploy.wan.wan import Pair, PairVerdict, PathShape, WanReport, path_shapes
 
 MATRIX = 8
 """Up to so many sites the matrix is a table with numbers; with more a heat map."""

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.patch_series import EXECUTABLE, LINK, REGULAR, SourceFile, Tree
-from discovery_deploy.trees import MOST_BYTES, Collected, TreeError, path_problem
+from discovery_deploy.software.patches.patch_series import EXECUTABLE, LINK, REGULAR, SourceFile, Tree
+from discovery_deploy.software.patches.trees import MOST_BYTES, Collected, TreeError, path_problem
+from discovery_deploy.system.errors import TestbedError
 
 LIMIT_S = 600.0
 MOST_OUTPUT = MOST_BYTES + 100_000_000

@@ -16,8 +16,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from discovery_deploy.python_syntax import syntax_mistake
-from discovery_deploy.unified_diff import (
+from discovery_deploy.software.patches.python_syntax import syntax_mistake
+from discovery_deploy.software.patches.unified_diff import (
     EXECUTABLE,
     LINK,
     NO_PREFIX,

@@ -9,8 +9,8 @@ import tarfile
 import zlib
 from pathlib import Path
 
-from discovery_deploy.patch_series import EXECUTABLE, LINK, REGULAR, SourceFile, Tree, canonical
-from discovery_deploy.trees import MOST_BYTES, Collected, TreeError
+from discovery_deploy.software.patches.patch_series import EXECUTABLE, LINK, REGULAR, SourceFile, Tree, canonical
+from discovery_deploy.software.patches.trees import MOST_BYTES, Collected, TreeError
 
 MOST_UNFOLDED = MOST_BYTES + 100_000_000
 """Bytes of the whole archive, with its own headers."""

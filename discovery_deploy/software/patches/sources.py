@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from discovery_deploy import stack
-from discovery_deploy.git_trees import GitError, commit_of, mirror, tree_of_checkout, tree_of_commit
-from discovery_deploy.host_environments import sha256_of
-from discovery_deploy.image import Progress, digest, made_once
-from discovery_deploy.model import Deployment
-from discovery_deploy.patch_series import (
+from discovery_deploy.agent.host_environments import sha256_of
+from discovery_deploy.bench.records import ProjectRecord
+from discovery_deploy.experiment.model import Deployment
+from discovery_deploy.experiment.references import Mistake
+from discovery_deploy.experiment.source_model import Source
+from discovery_deploy.software import stack
+from discovery_deploy.software.image import Progress, digest, made_once
+from discovery_deploy.software.patches.git_trees import GitError, commit_of, mirror, tree_of_checkout, tree_of_commit
+from discovery_deploy.software.patches.patch_series import (
     SERIES,
     Series,
     SeriesError,
@@ -28,10 +31,7 @@ from discovery_deploy.patch_series import (
     parse_series,
     tree_hash,
 )
-from discovery_deploy.records import ProjectRecord
-from discovery_deploy.references import Mistake
-from discovery_deploy.sdists import VERSION, SdistError, sdist_tree, sdist_version
-from discovery_deploy.source_model import Source
+from discovery_deploy.software.patches.sdists import VERSION, SdistError, sdist_tree, sdist_version
 
 SCHEMA = re.compile(r"(^|/)(alembic\w*|migrations?|\w+_migrations)/|/cmd/bootstrap\.py$|(^|/)cli/bootstrap\.py$")
 """Paths of what makes the databases' first content: tables, and what a new Keystone holds."""
@@ -251,7 +251,7 @@ def _sdist(project: str, version: str, hashes: tuple[str, ...], cache: Path, pro
 
     def fetch(partial: Path) -> None:
         # Here, because `requests` takes long to import, and hardly any command fetches anything.
-        from discovery_deploy.package_index import FetchError, fetch_sdist
+        from discovery_deploy.software.patches.package_index import FetchError, fetch_sdist
 
         progress(f"fetching the source of {project} {version}")
         partial.mkdir(parents=True)

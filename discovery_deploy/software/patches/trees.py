@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from discovery_deploy.patch_series import EXECUTABLE, LINK, REGULAR, SourceFile, Tree
-from discovery_deploy.unified_diff import inside
+from discovery_deploy.software.patches.patch_series import EXECUTABLE, LINK, REGULAR, SourceFile, Tree
+from discovery_deploy.software.patches.unified_diff import inside
 
 MOST_FILES = 50_000
 """Of one project; Nova has 6,000."""

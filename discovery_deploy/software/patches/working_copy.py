@@ -10,9 +10,8 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from discovery_deploy.errors import StateError
-from discovery_deploy.git_trees import GitError, git, tree_of_checkout, tree_of_commit
-from discovery_deploy.patch_series import (
+from discovery_deploy.software.patches.git_trees import GitError, git, tree_of_checkout, tree_of_commit
+from discovery_deploy.software.patches.patch_series import (
     SERIES,
     Base,
     Series,
@@ -22,7 +21,8 @@ from discovery_deploy.patch_series import (
     parse_series,
     tree_hash,
 )
-from discovery_deploy.trees import TreeError, write_tree
+from discovery_deploy.software.patches.trees import TreeError, write_tree
+from discovery_deploy.system.errors import StateError
 
 TAG = "base"
 _MAKER = {"NAME": "discovery-deploy", "EMAIL": "discovery-deploy@localhost", "DATE": "2000-01-01T00:00:00Z"}

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import code_proof, code_recorder
+from discovery_deploy.agent import code_proof, code_recorder
 
 SITE = "lib/python3.11/site-packages"
 UNIT = "demo-api.service"

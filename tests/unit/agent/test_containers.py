@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import containers, nspawn
-from discovery_deploy.machine import MachineError
+from discovery_deploy.agent import containers, nspawn
+from discovery_deploy.agent.machine import MachineError
 
 PLAN: dict[str, Any] = {
     "directory": "/nowhere",

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import given_host, host_cleaner
-from discovery_deploy.given_host import Files, is_holder, without_key
+from discovery_deploy.agent import given_host, host_cleaner
+from discovery_deploy.agent.given_host import Files, is_holder, without_key
 
 EMPTY: dict[str, list[str]] = {
     "units": [], "paths": ["/etc/ours", "/etc/ours.conf", "/etc/units/x@*.d", "/opt/ours"],

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import probe
+from discovery_deploy.agent import probe
 
 SOURCE = Path(probe.__file__)
 HERE, THERE = "127.0.0.1", "127.0.0.2"

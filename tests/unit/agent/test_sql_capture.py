@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import sql_capture
-from discovery_deploy.sql_capture import FIN, SYN, UNREADABLE, Capture, Stream, kind_of, whole
+from discovery_deploy.agent import sql_capture
+from discovery_deploy.agent.sql_capture import FIN, SYN, UNREADABLE, Capture, Stream, kind_of, whole
 
 CLIENT, SERVER = ("10.64.2.2", 40000), ("10.64.1.2", 3306)
 LOGIN = struct.pack("<IIB23x", 0x8000 | 0x08, 1 << 24, 33) + b"keystone\0" + b"\x03abc" + b"keystone\0"

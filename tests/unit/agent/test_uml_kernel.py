@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import containers, machine, nested_machine, uml_kernel, wan_router
-from discovery_deploy.machine import MachineError
+from discovery_deploy.agent import containers, machine, nested_machine, uml_kernel, wan_router
+from discovery_deploy.agent.machine import MachineError
 
 OLDER = "processor\t: 0\nflags\t\t: fpu xsave avx512f amx\n"
 SAPPHIRE_RAPIDS = "processor\t: 0\nflags\t\t: fpu xsave avx512f amx_bf16 avx512_fp16 amx_tile amx_int8\n"

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import bench, rally_process
-from discovery_deploy.providers.base import LeasedHost
-from discovery_deploy.remote import Remote
+from discovery_deploy.agent import rally_process
+from discovery_deploy.bench import bench
+from discovery_deploy.system.remote import Remote
+from discovery_deploy.testbeds.base import LeasedHost
 
-STAND_IN = Path(__file__).parents[1] / "rally_stand_in.py"
+STAND_IN = Path(__file__).parents[2] / "rally_stand_in.py"
 
 
 def within(seconds: float, holds: Callable[[], bool]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from discovery_deploy.campaign import (
+from discovery_deploy.bench.campaign import (
     Setting,
     get_at,
     level_labels,
@@ -22,9 +22,9 @@ from discovery_deploy.campaign import (
     settings,
     sites_of_settings,
 )
-from discovery_deploy.model import Experiment
-from discovery_deploy.records import Placement
-from discovery_deploy.wan import path_shapes
+from discovery_deploy.bench.records import Placement
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.wan.wan import path_shapes
 
 MARIADB = {"type": "mariadb", "site": "lyon"}
 GALERA = {"type": "galera"}

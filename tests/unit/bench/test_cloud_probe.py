@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import cloud_probe
+from discovery_deploy.bench import cloud_probe
 from tests.fake_cloud import Answer, FakeCloud, served
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import opening, own_tasks, rally
-from discovery_deploy.errors import ExperimentError
-from discovery_deploy.workspace import Workspace
+from discovery_deploy.bench import own_tasks, rally
+from discovery_deploy.driver import opening
+from discovery_deploy.system.errors import ExperimentError
+from discovery_deploy.system.workspace import Workspace
 
 EXPERIMENT = """\
 name: mine

@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from discovery_deploy import rally
-from discovery_deploy.errors import DiscoveryError, ExperimentError
-from discovery_deploy.model import Scenario
-from discovery_deploy.records import RunRecord
+from discovery_deploy.bench import rally
+from discovery_deploy.bench.records import RunRecord
+from discovery_deploy.experiment.model import Scenario
+from discovery_deploy.system.errors import DiscoveryError, ExperimentError
 from tests.synthetic_campaign import campaign
 
-RECORDED = Path(__file__).parents[1] / "recorded"
+RECORDED = Path(__file__).parents[2] / "recorded"
 JUICE = (
     "authenticate_user_and_validate_token",
     "create_add_and_list_user_roles",

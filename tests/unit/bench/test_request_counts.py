@@ -9,11 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from discovery_deploy import rally
-from discovery_deploy.count_acts import Clock, clock_apart, sql_requests
-from discovery_deploy.errors import MeasurementError
-from discovery_deploy.model import Experiment, Scenario
-from discovery_deploy.request_counts import (
+from discovery_deploy.bench import rally
+from discovery_deploy.bench.request_counts import (
     ITERATIONS,
     WARM_UP,
     CountedAction,
@@ -23,6 +20,9 @@ from discovery_deploy.request_counts import (
     counting_task,
     table,
 )
+from discovery_deploy.driver.count_acts import Clock, clock_apart, sql_requests
+from discovery_deploy.experiment.model import Experiment, Scenario
+from discovery_deploy.system.errors import MeasurementError
 
 TASK = "keystone/create_and_list_users"
 SCENARIO = Scenario(task=TASK, times=20, concurrency=3)

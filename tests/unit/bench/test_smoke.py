@@ -10,15 +10,16 @@ from typing import Any, cast
 
 import pytest
 
-from discovery_deploy import smoke, smoke_acts
-from discovery_deploy.campaign import Setting, settings
-from discovery_deploy.errors import MeasurementError, TestbedError
-from discovery_deploy.model import Experiment
-from discovery_deploy.phases import Inputs, Phase, wanted_hashes
-from discovery_deploy.smoke import SmokeRecord
-from discovery_deploy.testbed import Testbed
-from discovery_deploy.wan import PathShape, WanReport, path_shapes
-from discovery_deploy.workspace import Workspace
+from discovery_deploy.bench import smoke
+from discovery_deploy.bench.campaign import Setting, settings
+from discovery_deploy.bench.smoke import SmokeRecord
+from discovery_deploy.driver import smoke_acts
+from discovery_deploy.driver.phases import Inputs, Phase, wanted_hashes
+from discovery_deploy.driver.testbed import Testbed
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.system.errors import MeasurementError, TestbedError
+from discovery_deploy.system.workspace import Workspace
+from discovery_deploy.wan.wan import PathShape, WanReport, path_shapes
 from tests.leased import ALL, SECRETS, lease
 
 LIMIT_S, ROUND_TRIPS = smoke.BASE_LIMIT_S, smoke.ROUND_TRIPS

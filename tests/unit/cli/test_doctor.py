@@ -9,13 +9,15 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from discovery_deploy import cache, doctor, image, uml_kernel, wan_router, wan_uml
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.model import Experiment
-from discovery_deploy.providers import local
-from discovery_deploy.providers.base import Lack
-from discovery_deploy.providers.local import LocalProvider
-from discovery_deploy.wan_uml import RouterError
+from discovery_deploy.agent import uml_kernel, wan_router, wan_uml
+from discovery_deploy.agent.wan_uml import RouterError
+from discovery_deploy.cli import doctor
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.software import cache, image
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.testbeds import local
+from discovery_deploy.testbeds.base import Lack
+from discovery_deploy.testbeds.local import LocalProvider
 
 
 def experiment(sites: int, **deployment: Any) -> Experiment:

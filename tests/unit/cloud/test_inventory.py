@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from discovery_deploy import inventory, variables
+from discovery_deploy.cloud import inventory, variables
 from tests.leased import ALL, ENVIRONMENTS, GALERA, MARIADB, SECRETS, TOPOLOGIES, experiment, lease
 
 CONFIG, KEY = Path("/w/ssh_config"), Path("/w/id")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import clients, variables
-from discovery_deploy.model import Experiment
-from discovery_deploy.services import SERVICES
+from discovery_deploy.cloud import clients, variables
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.experiment.services import SERVICES
 from tests.leased import ALL, ENVIRONMENTS, GALERA, MARIADB, SECRETS, TOPOLOGIES, experiment, lease
 
 RENNES, NEW_YORK, OSLO = "10.128.0.10", "10.128.1.10", "10.128.2.10"

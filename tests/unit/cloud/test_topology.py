@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy.crossings import Flow, described, flows, groups
-from discovery_deploy.model import Experiment
-from discovery_deploy.services import SERVICES
-from discovery_deploy.topology import API_VHOST, At, Layout, layout
+from discovery_deploy.cloud.crossings import Flow, described, flows, groups
+from discovery_deploy.cloud.topology import API_VHOST, At, Layout, layout
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.experiment.services import SERVICES
 
 ALL = list(SERVICES)
 PARIS = {"type": "mariadb", "site": "paris"}

@@ -6,8 +6,8 @@ import base64
 
 import pytest
 
-from discovery_deploy import variables
-from discovery_deploy.variables import Secrets
+from discovery_deploy.cloud import variables
+from discovery_deploy.cloud.variables import Secrets
 from tests.leased import ENVIRONMENTS, GALERA, MARIADB, SECRETS, experiment, lease
 
 

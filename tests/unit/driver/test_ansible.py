@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import ansible
-from discovery_deploy.data import data_directory
-from discovery_deploy.errors import PlaybookError
-from discovery_deploy.variables import Variables
+from discovery_deploy.cloud.variables import Variables
+from discovery_deploy.driver import ansible
+from discovery_deploy.system.data import data_directory
+from discovery_deploy.system.errors import PlaybookError
 
 NOTHING = Variables(shared={}, hosts={})
 LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
@@ -243,12 +243,12 @@ def test_a_playbook_ends_with_a_driver_that_is_killed(book: Book, tmp_path: Path
     (book.folder / "trial.yml").write_text("")
     program = (
         "import sys\nsys.path.insert(0, sys.argv[1])\n"
-        "from pathlib import Path\nfrom tests.unit.test_ansible import Book\n"
+        "from pathlib import Path\nfrom tests.unit.driver.test_ansible import Book\n"
         "book = Book(Path(sys.argv[2]))\n"
         "book.run('- name: Wait\\n  ansible.builtin.shell: echo $PPID > ' + sys.argv[3] + '; sleep 60')\n"
     )
     (tmp_path / "second").mkdir()
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     driver = subprocess.Popen([sys.executable, "-c", program, str(root), str(tmp_path / "second"), str(mark)])
     try:
         wait_for(lambda: mark.exists() and mark.read_text().strip() != "")

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import bookings, campaign
-from discovery_deploy.driver import Driver
-from discovery_deploy.errors import ExperimentError, StateError, TestbedError
-from discovery_deploy.model import Experiment
-from discovery_deploy.providers.base import BookingProvider, Lease
-from discovery_deploy.providers.g5k import G5kProvider
-from discovery_deploy.providers.local import LocalProvider
-from discovery_deploy.workspace import Workspace
+from discovery_deploy.bench import campaign
+from discovery_deploy.driver import bookings
+from discovery_deploy.driver.driver import Driver
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.system.errors import ExperimentError, StateError, TestbedError
+from discovery_deploy.system.workspace import Workspace
+from discovery_deploy.testbeds.base import BookingProvider, Lease
+from discovery_deploy.testbeds.g5k import G5kProvider
+from discovery_deploy.testbeds.local import LocalProvider
 
 
 class Booked(LocalProvider):

@@ -8,13 +8,13 @@ from typing import Any, cast
 
 import pytest
 
-from discovery_deploy.model import Experiment
-from discovery_deploy.phases import State
-from discovery_deploy.providers.base import Lease, ProviderInterface
-from discovery_deploy.testbed import Testbed
-from discovery_deploy.workspace import Workspace
+from discovery_deploy.driver.phases import State
+from discovery_deploy.driver.testbed import Testbed
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.system.workspace import Workspace
+from discovery_deploy.testbeds.base import Lease, ProviderInterface
 from tests.leased import lease
-from tests.unit.test_smoke import Announcer
+from tests.unit.bench.test_smoke import Announcer
 
 MADE = Experiment.model_validate(
     {

@@ -7,17 +7,18 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import builds, image, image_content
-from discovery_deploy.campaign import settings
-from discovery_deploy.driver import Driver
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.model import Experiment
-from discovery_deploy.phases import PHASES
-from discovery_deploy.records import ImageRecord, Images, RunRecord, changes
-from discovery_deploy.report.origin import images_view
-from discovery_deploy.testbed import Testbed
-from discovery_deploy.workspace import Workspace
-from tests.unit.test_testbed import Machines, Silence, experiment, workspace
+from discovery_deploy.bench.campaign import settings
+from discovery_deploy.bench.records import ImageRecord, Images, RunRecord, changes
+from discovery_deploy.driver import image_content
+from discovery_deploy.driver.driver import Driver
+from discovery_deploy.driver.phases import PHASES
+from discovery_deploy.driver.testbed import Testbed
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.results.report.origin import images_view
+from discovery_deploy.software import builds, image
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.workspace import Workspace
+from tests.unit.driver.test_testbed import Machines, Silence, experiment, workspace
 
 STATUS = """\
 Package: curl
@@ -40,7 +41,7 @@ Version: 590-2
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DISCOVERY_DEPLOY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("discovery_deploy.remote.CONTROL_SOCKETS", tmp_path / "sockets")
+    monkeypatch.setattr("discovery_deploy.system.remote.CONTROL_SOCKETS", tmp_path / "sockets")
     monkeypatch.setattr(
         image, "base_image", lambda cache, progress, variant="base": cache / "images" / image.image_hash(variant)
     )
@@ -92,7 +93,7 @@ def test_another_bake_of_the_same_recipe_is_told_and_makes_deploy_stale(
     (setting,) = settings(asked)
     given_back: list[str] = []
     monkeypatch.setattr(Machines, "release", lambda self, name, progress: given_back.append(name))
-    monkeypatch.setattr("discovery_deploy.testbed.provider_named", lambda name: Machines())
+    monkeypatch.setattr("discovery_deploy.driver.testbed.provider_named", lambda name: Machines())
     bake(cache, "7.88.1-10")
     bed, told, _ = bed_of(asked, at)
     bed.bring_to(setting, "reserve")
@@ -110,7 +111,7 @@ def test_another_bake_of_the_same_recipe_is_told_and_makes_deploy_stale(
     assert bed.stale(setting, "deploy") == ()
     assert [one.packages["curl"] for one in image_content.kept_images(at)] == ["7.88.1-10", "7.88.1-11"]
     # hosts that are no containers stay; what is built for them, and deployed, does not
-    monkeypatch.setattr("discovery_deploy.nesting.hosts_are_containers", lambda experiment: False)
+    monkeypatch.setattr("discovery_deploy.hosts.nesting.hosts_are_containers", lambda experiment: False)
     bake(cache, "7.88.1-12")
     assert bed.stale(setting, "deploy") == ("deploy",)
 
@@ -192,8 +193,8 @@ def test_what_cannot_be_built_is_told_while_what_stands_still_stands(
         raise AssertionError("nothing is removed")
 
     monkeypatch.setattr(builds, "environments", fail)
-    monkeypatch.setattr("discovery_deploy.ansible.run_playbook", act)
-    monkeypatch.setattr("discovery_deploy.wan_acts.Wan.flatten", act)
+    monkeypatch.setattr("discovery_deploy.driver.ansible.run_playbook", act)
+    monkeypatch.setattr("discovery_deploy.driver.wan_acts.Wan.flatten", act)
     with pytest.raises(TestbedError, match="was never closed"):
         bed.bring_to(two, "deploy")
     assert bed.state == before

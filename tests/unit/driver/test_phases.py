@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy.campaign import set_at
-from discovery_deploy.model import Experiment
-from discovery_deploy.phases import (
+from discovery_deploy.bench.campaign import set_at
+from discovery_deploy.driver.phases import (
     PHASES,
     Inputs,
     Phase,
@@ -20,6 +19,7 @@ from discovery_deploy.phases import (
     standing_hash,
     wanted_hashes,
 )
+from discovery_deploy.experiment.model import Experiment
 
 INPUTS = Inputs(image="i", openstack="o", rally="r", playbooks="p")
 

@@ -9,19 +9,20 @@ from typing import Any, NoReturn
 
 import pytest
 
-from discovery_deploy import image, wan_acts
-from discovery_deploy.bench import SiteResult
-from discovery_deploy.campaign import set_at, settings
-from discovery_deploy.driver import Driver, PlannedRun
-from discovery_deploy.errors import StateError
-from discovery_deploy.model import Experiment
-from discovery_deploy.phases import PHASES, State
-from discovery_deploy.providers.base import Lease, LeasedHost
-from discovery_deploy.releasing import release
-from discovery_deploy.remote import control_sockets
-from discovery_deploy.testbed import UNKNOWN, Testbed
-from discovery_deploy.wan import WanReport
-from discovery_deploy.workspace import Workspace
+from discovery_deploy.bench.bench import SiteResult
+from discovery_deploy.bench.campaign import set_at, settings
+from discovery_deploy.driver import wan_acts
+from discovery_deploy.driver.driver import Driver, PlannedRun
+from discovery_deploy.driver.phases import PHASES, State
+from discovery_deploy.driver.releasing import release
+from discovery_deploy.driver.testbed import UNKNOWN, Testbed
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.software import image
+from discovery_deploy.system.errors import StateError
+from discovery_deploy.system.remote import control_sockets
+from discovery_deploy.system.workspace import Workspace
+from discovery_deploy.testbeds.base import Lease, LeasedHost
+from discovery_deploy.wan.wan import WanReport
 
 TWO: list[dict[str, Any]] = [{"name": "nantes"}, {"name": "rennes"}]
 THREE = [*TWO, {"name": "lyon"}]
@@ -112,7 +113,7 @@ class Machines:
 @pytest.fixture(autouse=True)
 def _no_image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(image, "base_image", lambda cache, progress, variant="base": tmp_path)
-    monkeypatch.setattr("discovery_deploy.remote.CONTROL_SOCKETS", tmp_path / "sockets")
+    monkeypatch.setattr("discovery_deploy.system.remote.CONTROL_SOCKETS", tmp_path / "sockets")
     monkeypatch.setenv("DISCOVERY_DEPLOY_STATE", str(tmp_path / "state"))
 
 

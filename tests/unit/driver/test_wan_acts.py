@@ -10,13 +10,15 @@ from typing import Any, cast
 
 import pytest
 
-from discovery_deploy import commands, wan, wan_acts, wan_verdict
-from discovery_deploy.errors import MeasurementError
-from discovery_deploy.model import Experiment
-from discovery_deploy.providers.base import ProviderInterface
-from discovery_deploy.remote import Remote
-from discovery_deploy.wan_acts import Wan
-from discovery_deploy.workspace import Workspace
+from discovery_deploy.cli import commands
+from discovery_deploy.driver import wan_acts
+from discovery_deploy.driver.wan_acts import Wan
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.system.errors import MeasurementError
+from discovery_deploy.system.remote import Remote
+from discovery_deploy.system.workspace import Workspace
+from discovery_deploy.testbeds.base import ProviderInterface
+from discovery_deploy.wan import wan, wan_verdict
 from tests import leased
 
 
@@ -75,7 +77,7 @@ def test_a_clock_that_is_off_is_a_problem_for_a_common_start_alone(
     asked = experiment()
     asked = asked.model_copy(update={"campaign": asked.campaign.model_copy(update={"load": load})})
     wan, remote = wan_of(tmp_path, asked, 0.0)
-    monkeypatch.setattr("discovery_deploy.measure.verify_wan", lambda *_, **__: report(asked, 0.01))
+    monkeypatch.setattr("discovery_deploy.wan.measure.verify_wan", lambda *_, **__: report(asked, 0.01))
     assert wan.measured(asked).clock_problems == ()
     remote.ahead_s = 3600.0
     found = wan.measured(asked)
@@ -208,7 +210,7 @@ def test_what_was_put_there_is_what_is_read_back_and_nothing_is_flattened_for_it
 
     monkeypatch.setattr(wan.shaper, "problems", shown)
     monkeypatch.setattr(
-        "discovery_deploy.measure.verify_wan",
+        "discovery_deploy.wan.measure.verify_wan",
         lambda *_, readback, **__: report(asked, 0.01, readback_problems=readback()),
     )
     remote.asked.clear()

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import config, enos_import, wan
-from discovery_deploy.enos_reading import Notes, expand
-from discovery_deploy.errors import ExperimentError
-from discovery_deploy.model import Experiment
+from discovery_deploy.enos import enos_import
+from discovery_deploy.enos.enos_reading import Notes, expand
+from discovery_deploy.experiment import config
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.system.errors import ExperimentError
+from discovery_deploy.wan import wan
 
-CASES = Path(__file__).parents[1] / "cases"
+CASES = Path(__file__).parents[2] / "cases"
 EXAMPLES = sorted((CASES / "enos").glob("*.yaml"))
 MALFORMED = sorted((CASES / "enos_malformed").glob("*.yaml"))
 

@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from discovery_deploy import config
-from discovery_deploy.data import data_directory
-from discovery_deploy.errors import EXIT_EXPERIMENT, ExperimentError
-from discovery_deploy.fields import keys_of, objects
-from discovery_deploy.rally import load_tasks
+from discovery_deploy.bench.rally import load_tasks
+from discovery_deploy.experiment import config
+from discovery_deploy.experiment.fields import keys_of, objects
+from discovery_deploy.system.data import data_directory
+from discovery_deploy.system.errors import EXIT_EXPERIMENT, ExperimentError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 MALFORMED = ROOT / "tests" / "cases" / "malformed"
 CASES = sorted(MALFORMED.glob("*.yaml"))
 EXPERIMENTS = sorted(data_directory("experiments").glob("*.yaml"))
@@ -78,7 +78,8 @@ def test_lines_are_sorted_by_place_and_speak_no_jargon(case: Path) -> None:
 
 def test_the_same_file_is_told_in_the_same_words_whatever_the_hash_seed() -> None:
     program = (
-        "import sys; from pathlib import Path; from discovery_deploy import config, errors\n"
+        "import sys; from pathlib import Path\n"
+        "from discovery_deploy.experiment import config; from discovery_deploy.system import errors\n"
         "for path in sys.argv[1:]:\n"
         "    try: config.load(Path(path), {})\n"
         "    except errors.ExperimentError as error: print(error)\n"

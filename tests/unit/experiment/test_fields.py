@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy.fields import (
+from discovery_deploy.experiment.fields import (
     factor_path_problem,
     factor_paths,
     format_path,
@@ -16,7 +16,7 @@ from discovery_deploy.fields import (
     set_in,
     types_at,
 )
-from discovery_deploy.model import Constraint, DefaultShape, GaleraBackend, MariadbBackend
+from discovery_deploy.experiment.model import Constraint, DefaultShape, GaleraBackend, MariadbBackend
 
 DATA: dict[str, Any] = {
     "sites": [{"name": "nantes"}, {"name": "lyon", "hosts": [{"name": "lyon-1"}]}],

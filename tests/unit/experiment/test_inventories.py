@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import config, rally
-from discovery_deploy.model import Static
+from discovery_deploy.bench import rally
+from discovery_deploy.experiment import config
+from discovery_deploy.experiment.model import Static
 
-FOLDER = Path(__file__).resolve().parents[2] / "inventories"
+FOLDER = Path(__file__).resolve().parents[3] / "inventories"
 FILES = sorted(FOLDER.glob("*.yaml"))
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from discovery_deploy.model import Constraint, Experiment, Network, Scenario, Site, Strict
-from discovery_deploy.references import ReferenceMistakesError, reference_mistakes
+from discovery_deploy.experiment.model import Constraint, Experiment, Network, Scenario, Site, Strict
+from discovery_deploy.experiment.references import ReferenceMistakesError, reference_mistakes
 
 ALL = ["control", "database", "bench", "compute"]
 

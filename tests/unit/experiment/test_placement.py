@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from discovery_deploy.placement import placed
+from discovery_deploy.experiment.placement import placed
 
 
 def sites(*sizes: int) -> dict[str, int]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from discovery_deploy.units import (
+from discovery_deploy.experiment.units import (
     format_duration,
     format_rate,
     format_ratio,

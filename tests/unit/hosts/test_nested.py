@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import machine_calls, nested, nested_machine
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.machine import MachineError
-from discovery_deploy.machine_calls import Caller, packed_tree, tree_name
-from discovery_deploy.model import Experiment
-from discovery_deploy.nested import Nested
-from discovery_deploy.providers.base import Lack, Lease, LeasedHost, Progress
-from discovery_deploy.remote import Remote
-from tests.unit.test_nesting import experiment
+from discovery_deploy.agent import nested_machine
+from discovery_deploy.agent.machine import MachineError
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.hosts import machine_calls, nested
+from discovery_deploy.hosts.machine_calls import Caller, packed_tree, tree_name
+from discovery_deploy.hosts.nested import Nested
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.remote import Remote
+from discovery_deploy.testbeds.base import Lack, Lease, LeasedHost, Progress
+from tests.unit.hosts.test_nesting import experiment
 
 VAGRANT: dict[str, Any] = {"type": "vagrant", "hosts_per_machine": 2}
 MANY = {
@@ -148,7 +149,7 @@ def bed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bed:
     bed = Bed(tmp_path)
     monkeypatch.setattr(Caller, "bring_code", lambda self, name: bed.machines.bring_code(name))
     monkeypatch.setattr(Caller, "call", lambda self, *words, **more: bed.machines.call(*words, **more))
-    monkeypatch.setattr("discovery_deploy.remote.CONTROL_SOCKETS", tmp_path / "run")
+    monkeypatch.setattr("discovery_deploy.system.remote.CONTROL_SOCKETS", tmp_path / "run")
     return bed
 
 
@@ -374,7 +375,9 @@ class TestCalls:
             caller.call("here", "look", {}, limit_s=0.2)
 
     def test_what_is_under_way_ends_with_the_driver(self, caller: Caller) -> None:
-        program = "import discovery_deploy.nested_machine as m, time; m.VERBS['look'] = lambda *_: time.sleep(60); "
+        program = (
+            "import discovery_deploy.agent.nested_machine as m, time; m.VERBS['look'] = lambda *_: time.sleep(60); "
+        )
         command = [sys.executable, "-c", f"{program}m.main(['look'])"]
         caller.bring_code("here")
         with subprocess.Popen(
@@ -433,9 +436,13 @@ def test_all_that_runs_on_machines_is_brought() -> None:
     files = machine_calls.code_files()
     assert set(files) == {
         "discovery_deploy/__init__.py",
-        *(f"discovery_deploy/{name}.py" for name in ("cgroups", "containers", "machine", "machine_plans", "names")),
-        *(f"discovery_deploy/{name}.py" for name in ("nested_machine", "nspawn", "site_networks")),
-        *(f"discovery_deploy/{name}.py" for name in ("tc_device", "wan_router", "wan_tunnels", "wan_uml")),
-        "discovery_deploy/uml_kernel.py",
-        "discovery_deploy/uml_xstate.c",
+        "discovery_deploy/agent/__init__.py",
+        *(
+            f"discovery_deploy/agent/{name}.py"
+            for name in ("cgroups", "containers", "machine", "machine_plans", "names")
+        ),
+        *(f"discovery_deploy/agent/{name}.py" for name in ("nested_machine", "nspawn", "site_networks")),
+        *(f"discovery_deploy/agent/{name}.py" for name in ("tc_device", "wan_router", "wan_tunnels", "wan_uml")),
+        "discovery_deploy/agent/uml_kernel.py",
+        "discovery_deploy/agent/uml_xstate.c",
     }

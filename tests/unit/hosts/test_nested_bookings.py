@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy.model import Experiment
-from discovery_deploy.nested import NestedBooking
-from discovery_deploy.providers.base import BookingProvider, Lease, Progress
-from tests.unit.test_nested import FakeInner
-from tests.unit.test_nesting import experiment
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.hosts.nested import NestedBooking
+from discovery_deploy.testbeds.base import BookingProvider, Lease, Progress
+from tests.unit.hosts.test_nested import FakeInner
+from tests.unit.hosts.test_nesting import experiment
 
 
 class Booked(FakeInner):

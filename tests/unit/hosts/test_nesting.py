@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import nesting, nspawn, wan, wan_tunnels
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.machine import Plan
-from discovery_deploy.model import Experiment, Network
-from discovery_deploy.provider_models import Grid5000, Static
-from discovery_deploy.providers import local
+from discovery_deploy.agent import nspawn, wan_tunnels
+from discovery_deploy.agent.machine import Plan
+from discovery_deploy.experiment.model import Experiment, Network
+from discovery_deploy.experiment.provider_models import Grid5000, Static
+from discovery_deploy.hosts import nesting
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.testbeds import local
+from discovery_deploy.wan import wan
 
 VAGRANT: dict[str, Any] = {"type": "vagrant", "hosts_per_machine": 2}
 SLOT = 5

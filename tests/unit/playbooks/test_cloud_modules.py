@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.test_role_modules import cloud, load
+from tests.unit.playbooks.test_role_modules import cloud, load
 
 ovn = load("module_utils/ovn.py")
 libvirt_host = load("library/libvirt_host.py")

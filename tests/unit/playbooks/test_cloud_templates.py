@@ -8,8 +8,8 @@ from typing import Any
 import jinja2
 import pytest
 
-from discovery_deploy import variables
-from discovery_deploy.data import data_directory
+from discovery_deploy.cloud import variables
+from discovery_deploy.system.data import data_directory
 from tests.leased import ENVIRONMENTS, MARIADB, SECRETS, experiment, lease
 
 ROLES = data_directory("playbooks") / "roles"

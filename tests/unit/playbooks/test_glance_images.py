@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.test_role_modules import cloud, load
+from tests.unit.playbooks.test_role_modules import cloud, load
 
 glance_images = load("library/glance_images.py")
 CONTENTS = {"kernel": b"vmlinuz" * 300_000, "disk": b""}

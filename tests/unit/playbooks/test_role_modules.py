@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy.data import data_directory
+from discovery_deploy.system.data import data_directory
 
 PLAYBOOKS = data_directory("playbooks")
 

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy.data import data_directory
-from tests.unit.test_role_modules import database_program, load
+from discovery_deploy.system.data import data_directory
+from tests.unit.playbooks.test_role_modules import database_program, load
 
 discovery = load("filter_plugins/discovery.py")
 api_check = load("library/api_check.py")

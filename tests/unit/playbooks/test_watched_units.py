@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 
-from tests.unit.test_role_modules import load
+from tests.unit.playbooks.test_role_modules import load
 
 watched_units = load("module_utils/watched_units.py")
 

@@ -12,10 +12,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from discovery_deploy import rally, report, stats
-from discovery_deploy.model import Factor
-from discovery_deploy.records import RunRecord, SettingRecord
-from discovery_deploy.report import figures, text, wan_figures
+from discovery_deploy.bench import rally
+from discovery_deploy.bench.records import RunRecord, SettingRecord
+from discovery_deploy.experiment.model import Factor
+from discovery_deploy.results import report, stats
+from discovery_deploy.results.report import figures, text, wan_figures
 from tests.synthetic_campaign import Campaign, campaign, provenance, report_of, wan_report
 
 TASKS = rally.load_tasks()

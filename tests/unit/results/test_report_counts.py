@@ -8,9 +8,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from discovery_deploy.request_counts import CountedAction, CountedScenario, CountRecord
+from discovery_deploy.bench.request_counts import CountedAction, CountedScenario, CountRecord
 from tests.synthetic_campaign import ACTIONS, Campaign, campaign
-from tests.unit.test_report import files_of, prose, undrawn
+from tests.unit.results.test_report import files_of, prose, undrawn
 
 __all__ = ["undrawn"]
 pytestmark = pytest.mark.usefixtures("undrawn")  # figures know nothing of counts

@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-from discovery_deploy import smoke
-from discovery_deploy.smoke import SmokeRecord
+from discovery_deploy.bench import smoke
+from discovery_deploy.bench.smoke import SmokeRecord
 from tests.synthetic_campaign import Campaign, campaign
-from tests.unit.test_report import TASKS, files_of, prose
+from tests.unit.results.test_report import TASKS, files_of, prose
 
 
 @pytest.fixture(scope="module")

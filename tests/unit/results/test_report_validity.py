@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from discovery_deploy import stats
-from discovery_deploy.report.content import why_not_valid
-from discovery_deploy.report.figures import against_rtt
+from discovery_deploy.results import stats
+from discovery_deploy.results.report.content import why_not_valid
+from discovery_deploy.results.report.figures import against_rtt
 from tests.synthetic_campaign import Campaign, campaign
-from tests.unit.test_report import files_of, prose, retabled
+from tests.unit.results.test_report import files_of, prose, retabled
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from discovery_deploy import rally, rtts, stats
-from discovery_deploy.records import RunRecord, SettingRecord
+from discovery_deploy.bench import rally
+from discovery_deploy.bench.records import RunRecord, SettingRecord
+from discovery_deploy.results import rtts, stats
 from tests.synthetic_campaign import BASE_RTT_S, Campaign, campaign, report_of
 
 MARIADB = {"type": "mariadb", "site": "nantes"}

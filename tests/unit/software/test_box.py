@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import box, image
-from discovery_deploy.errors import TestbedError
+from discovery_deploy.software import box, image
+from discovery_deploy.system.errors import TestbedError
 
 LISTED = """\
 1700000000,,ui,info,mine (libvirt%!(VAGRANT_COMMA) 12.7)

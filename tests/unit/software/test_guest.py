@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from discovery_deploy import guest
-from discovery_deploy.stack import CERTIFICATES
+from discovery_deploy.software import guest
+from discovery_deploy.software.stack import CERTIFICATES
 
 
 @pytest.mark.parametrize("text", [guest.INIT, guest.BUILD], ids=["init", "build"])

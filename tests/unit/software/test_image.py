@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import image
-from discovery_deploy.errors import TestbedError
+from discovery_deploy.software import image
+from discovery_deploy.system.errors import TestbedError
 
 
 def silent(_line: str) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import package_index, stack
-from discovery_deploy.package_index import Candidate, FetchError, Index, Settings, chosen, settings
+from discovery_deploy.software import stack
+from discovery_deploy.software.patches import package_index
+from discovery_deploy.software.patches.package_index import Candidate, FetchError, Index, Settings, chosen, settings
 from tests.index_bed import Content, Handler, served
 
 LISTED = """\

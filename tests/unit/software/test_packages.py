@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import apt_archive, host_packages, image, packages
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.remote import Remote
+from discovery_deploy.agent import host_packages
+from discovery_deploy.software import apt_archive, image, packages
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.remote import Remote
 
 SIMULATED = """\
 NOTE: This is only a simulation!

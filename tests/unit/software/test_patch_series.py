@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy.patch_series import (
+from discovery_deploy.software.patches.patch_series import (
     EXECUTABLE,
     LINK,
     REGULAR,
@@ -21,7 +21,7 @@ from discovery_deploy.patch_series import (
     parse_series,
     tree_hash,
 )
-from discovery_deploy.unified_diff import split_lines
+from discovery_deploy.software.patches.unified_diff import split_lines
 
 LINES = "".join(f"line {number}\n" for number in range(1, 21))
 

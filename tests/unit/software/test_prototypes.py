@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from discovery_deploy.data import data_directory
-from discovery_deploy.stack import lock_text, lock_versions
+from discovery_deploy.software.stack import lock_text, lock_versions
+from discovery_deploy.system.data import data_directory
 
 EXPERIMENTS = data_directory("experiments")
 SERIES = sorted((EXPERIMENTS / "prototypes").glob("*/*/series"))
-DOCUMENTS = Path(__file__).resolve().parents[2] / "docs/prototypes"
+DOCUMENTS = Path(__file__).resolve().parents[3] / "docs/prototypes"
 
 
 def patches(series: Path) -> list[Path]:

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from discovery_deploy import builds, seed
-from discovery_deploy.seed import Content
+from discovery_deploy.software import builds, seed
+from discovery_deploy.software.seed import Content
 
 
 @pytest.mark.parametrize("content", ["keystone", "all"])

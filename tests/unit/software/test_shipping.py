@@ -14,11 +14,12 @@ from typing import IO
 
 import pytest
 
-from discovery_deploy import interruption, shipping
-from discovery_deploy.contents import FOLDER, contents
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.host_environments import entries_of
-from discovery_deploy.remote import Remote
+from discovery_deploy.agent.host_environments import entries_of
+from discovery_deploy.software import shipping
+from discovery_deploy.software.contents import FOLDER, contents
+from discovery_deploy.system import interruption
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.remote import Remote
 
 FIRST, SECOND = "openstack-aa", "openstack-bb"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from discovery_deploy.builds import Environments
-from discovery_deploy.software import host_problem, hosts_environments
-from discovery_deploy.stack import Environment
+from discovery_deploy.software.builds import Environments
+from discovery_deploy.software.software import host_problem, hosts_environments
+from discovery_deploy.software.stack import Environment
 from tests.leased import ALL, ENVIRONMENTS, GALERA, MARIADB, experiment, lease
 
 DERIVED = {

@@ -11,13 +11,22 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import builds, derived, package_index, sources, stack, working_copy
-from discovery_deploy.errors import StateError
-from discovery_deploy.git_trees import tree_of_checkout, tree_of_commit
-from discovery_deploy.model import Deployment
-from discovery_deploy.patch_series import LINK, REGULAR, Base, SourceFile, Tree, parse_series, tree_hash
-from discovery_deploy.records import ProjectRecord
-from discovery_deploy.sources import ProjectCode, SourcesError
+from discovery_deploy.bench.records import ProjectRecord
+from discovery_deploy.experiment.model import Deployment
+from discovery_deploy.software import builds, derived, stack
+from discovery_deploy.software.patches import package_index, sources, working_copy
+from discovery_deploy.software.patches.git_trees import tree_of_checkout, tree_of_commit
+from discovery_deploy.software.patches.patch_series import (
+    LINK,
+    REGULAR,
+    Base,
+    SourceFile,
+    Tree,
+    parse_series,
+    tree_hash,
+)
+from discovery_deploy.software.patches.sources import ProjectCode, SourcesError
+from discovery_deploy.system.errors import StateError
 from tests.index_bed import served
 
 LOCKED = sources.lock_entries(stack.lock_text("openstack-2025.1"))["oslo-db"]

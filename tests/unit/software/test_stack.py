@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import stack
-from discovery_deploy.data import data_directory
-from discovery_deploy.errors import TestbedError
+from discovery_deploy.software import stack
+from discovery_deploy.system.data import data_directory
+from discovery_deploy.system.errors import TestbedError
 
 LOCKS = ("openstack-2025.1", "rally")
 

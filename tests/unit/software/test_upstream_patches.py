@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from discovery_deploy.patch_series import REGULAR, SeriesError, SourceFile, apply_series
-from tests.unit.test_patch_series import BASE, MIDDLE, applied, change, refused, series
+from discovery_deploy.software.patches.patch_series import REGULAR, SeriesError, SourceFile, apply_series
+from tests.unit.software.test_patch_series import BASE, MIDDLE, applied, change, refused, series
 
 
 def test_what_no_source_archive_has_is_left_out_with_a_note() -> None:

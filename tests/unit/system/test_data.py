@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy.data import PACKAGE, data_directory
+from discovery_deploy.system.data import PACKAGE, data_directory
 
 
 def test_an_installed_package_has_its_data_inside(tmp_path: Path) -> None:

@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import box, errors, image, machine_calls, provenance, tc_device, wan_router, workspace
-from discovery_deploy.wan_uml import RouterError
+from discovery_deploy.agent import tc_device, wan_router
+from discovery_deploy.agent.wan_uml import RouterError
+from discovery_deploy.driver import provenance
+from discovery_deploy.hosts import machine_calls
+from discovery_deploy.software import box, image
+from discovery_deploy.system import errors, workspace
 
 LIMIT_S = 0.5
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import opening
-from discovery_deploy.errors import EXIT_STATE, StateError
-from discovery_deploy.remote import ssh_config_text
-from discovery_deploy.workspace import Workspace
-from tests.unit.test_ansible import Book
-from tests.unit.test_testbed import experiment
+from discovery_deploy.driver import opening
+from discovery_deploy.system.errors import EXIT_STATE, StateError
+from discovery_deploy.system.remote import ssh_config_text
+from discovery_deploy.system.workspace import Workspace
+from tests.unit.driver.test_ansible import Book
+from tests.unit.driver.test_testbed import experiment
 
 STRANGE = ["$HOME.", "${HOME}", "%z", '"', "{{ 1 + 1 }}", "{% x %}", "a\nb", "a,b", "a:b", "a\\b", "#", "\udcff"]
 TAKEN = "my results é.-+@=() (2026)_1"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import acceleration
-from discovery_deploy.errors import TestbedError
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.testbeds import acceleration
 
 PYTHON = [sys.executable, "-c"]
 

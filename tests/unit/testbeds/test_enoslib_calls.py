@@ -13,13 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import enoslib_calls, enoslib_environment, enoslib_worker
-from discovery_deploy.enoslib_calls import Enoslib
-from discovery_deploy.errors import TestbedError
+from discovery_deploy.software import enoslib_environment
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.testbeds import enoslib_calls, enoslib_worker
+from discovery_deploy.testbeds.enoslib_calls import Enoslib
 
 FAMILY = """
 import os, signal, subprocess, sys, time
-from discovery_deploy.enoslib_worker import WorkerError
+from discovery_deploy.testbeds.enoslib_worker import WorkerError
 
 def well(arguments, progress):
     print("for the log")
@@ -51,8 +52,8 @@ def forked(arguments, progress):
     return os.WEXITSTATUS(os.waitpid(child, 0)[1])
 
 def ours(arguments, progress):
-    return sorted(name for name in ("stack", "errors", "ansible") if any(
-        os.path.exists(os.path.join(place, f"{name}.py")) for place in sys.path))
+    return sorted(name for name in ("base", "vagrant", "testbeds") if any(
+        os.path.exists(os.path.join(place, name + end)) for end in (".py", "") for place in sys.path))
 
 VERBS = {name: globals()[name] for name in ("well", "refused", "surprise", "sudden", "slow", "forked", "ours")}
 """
@@ -60,9 +61,10 @@ VERBS = {name: globals()[name] for name in ("well", "refused", "surprise", "sudd
 
 @pytest.fixture
 def enoslib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Enoslib:
-    package = tmp_path / "package"
-    package.mkdir()
-    for name in ("__init__.py", "enoslib_worker.py", "stack.py", "errors.py", "ansible.py"):
+    package = tmp_path / "package" / "testbeds"
+    package.mkdir(parents=True)
+    shutil.copy(Path(enoslib_worker.__file__).parents[1] / "__init__.py", package.parent)
+    for name in ("__init__.py", "enoslib_worker.py", "base.py", "vagrant.py"):
         shutil.copy(Path(enoslib_worker.__file__).with_name(name), package)
     (package / "enoslib_test.py").write_text(FAMILY)
     monkeypatch.setattr(enoslib_calls, "WORKER", package / "enoslib_worker.py")
@@ -143,13 +145,13 @@ def test_a_driver_that_is_killed_takes_its_worker_along(enoslib: Enoslib, tmp_pa
     driver = f"""
         import sys
         from pathlib import Path
-        from discovery_deploy import enoslib_calls, enoslib_environment
+        from discovery_deploy.testbeds import enoslib_calls; from discovery_deploy.software import enoslib_environment
         enoslib_calls.WORKER = Path({str(enoslib_calls.WORKER)!r})
         enoslib_environment.enoslib_python = lambda cache, progress: Path(sys.executable)
         calls = enoslib_calls.Enoslib(Path({str(tmp_path)!r}), Path({str(tmp_path / "record")!r}))
         calls("test.slow", {{}}, lambda text: print(text, flush=True))
     """
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(driver)], stdout=subprocess.PIPE, text=True, cwd=root
     ) as process:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy.enoslib_vagrant import _vagrant, machine_named, step
-from discovery_deploy.enoslib_worker import WorkerError
+from discovery_deploy.testbeds.enoslib_vagrant import _vagrant, machine_named, step
+from discovery_deploy.testbeds.enoslib_worker import WorkerError
 
 
 def test_steps_of_machines_are_told_and_what_belongs_to_them_is_not() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.first_login import Entered, enter, host_keys, seen, way_in
-from discovery_deploy.vagrant_plan import Way
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.testbeds.first_login import Entered, enter, host_keys, seen, way_in
+from discovery_deploy.testbeds.vagrant_plan import Way
 
 SHOWN = json.dumps(
     [

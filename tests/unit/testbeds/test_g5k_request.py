@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import g5k_request
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.g5k_request import Job
-from discovery_deploy.model import Experiment
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.testbeds import g5k_request
+from discovery_deploy.testbeds.g5k_request import Job
 
 PARAVANCE = {"g5k_site": "rennes", "cluster": "paravance"}
 GRISOU = {"g5k_site": "nancy", "cluster": "grisou"}

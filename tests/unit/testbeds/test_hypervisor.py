@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy import hypervisor
-from discovery_deploy.errors import TestbedError
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.testbeds import hypervisor
 
 VIRSH = """\
 #!/bin/sh

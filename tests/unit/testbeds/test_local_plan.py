@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import machine_plans, nspawn, site_networks
-from discovery_deploy.cgroups import Hierarchies, parse_hierarchies
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.machine import MachineError, Plan, own
-from discovery_deploy.model import Experiment
-from discovery_deploy.providers import local
-from discovery_deploy.providers.base import HOLDER
-from discovery_deploy.site_networks import Inside, Observed
+from discovery_deploy.agent import machine_plans, nspawn, site_networks
+from discovery_deploy.agent.cgroups import Hierarchies, parse_hierarchies
+from discovery_deploy.agent.machine import MachineError, Plan, own
+from discovery_deploy.agent.site_networks import Inside, Observed
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.testbeds import local
+from discovery_deploy.testbeds.base import HOLDER
 
 NOTHING = Observed(links={}, addresses=(), routes=(), rules=frozenset(), namespaces=())
 
@@ -329,7 +329,7 @@ def test_hosts_are_known_by_who_reserved_them_and_by_their_plans(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = tmp_path / "elsewhere" / "far"
-    monkeypatch.setattr("discovery_deploy.machine.claims", lambda: {5: elsewhere})
+    monkeypatch.setattr("discovery_deploy.agent.machine.claims", lambda: {5: elsewhere})
     provider = local.LocalProvider(environments=tmp_path, state=tmp_path / "state")
     assert provider.holder("near") is None
     for directory in (tmp_path / "state" / "near", elsewhere, tmp_path / "state" / "cut-off"):

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy.model import Machine
-from discovery_deploy.providers import static_ssh
+from discovery_deploy.experiment.model import Machine
+from discovery_deploy.testbeds import static_ssh
 
 KNOWN = Path("/state of/known_hosts")
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import vagrant_plan
-from discovery_deploy.model import Experiment
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.testbeds import vagrant_plan
 
 
 def experiment(name: str = "paper", **provider: Any) -> Experiment:

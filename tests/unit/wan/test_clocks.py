@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from discovery_deploy import clocks
-from discovery_deploy.errors import MeasurementError
+from discovery_deploy.system.errors import MeasurementError
+from discovery_deploy.wan import clocks
 
 
 class World:

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import egress, wan, wan_verdict
-from discovery_deploy.errors import MeasurementError, TestbedError
-from discovery_deploy.model import Network, Verify
-from discovery_deploy.providers.base import LeasedHost
-from discovery_deploy.wan import PathShape
-from tests.unit.test_wan import Tc, random_network
-from tests.unit.three_sites import MIXED_NETWORK, NAMES
+from discovery_deploy.experiment.model import Network, Verify
+from discovery_deploy.system.errors import MeasurementError, TestbedError
+from discovery_deploy.testbeds.base import LeasedHost
+from discovery_deploy.wan import egress, wan, wan_verdict
+from discovery_deploy.wan.wan import PathShape
+from tests.unit.wan.test_wan import Tc, random_network
+from tests.unit.wan.three_sites import MIXED_NETWORK, NAMES
 
-RECORDED = Path(__file__).parents[1] / "recorded" / "tc_three_sites.json"
+RECORDED = Path(__file__).parents[2] / "recorded" / "tc_three_sites.json"
 
 
 @dataclass(frozen=True)

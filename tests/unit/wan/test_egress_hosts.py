@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import wan
-from discovery_deploy.egress_hosts import BASE_PROBES, HostsShaper, base_rtts
-from discovery_deploy.errors import TestbedError
-from discovery_deploy.measure import Point
-from discovery_deploy.model import Network, Verify
-from tests.unit.test_egress import HOSTS
-from tests.unit.three_sites import NAMES
+from discovery_deploy.experiment.model import Network, Verify
+from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.wan import wan
+from discovery_deploy.wan.egress_hosts import BASE_PROBES, HostsShaper, base_rtts
+from discovery_deploy.wan.measure import Point
+from tests.unit.wan.test_egress import HOSTS
+from tests.unit.wan.three_sites import NAMES
 
 KERNEL = {"what": "kernel 6 has no sch_netem (unknown)", "advice": "Boot another."}
 

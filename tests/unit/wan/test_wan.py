@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import probe, wan, wan_verdict
-from discovery_deploy.model import Network, Verify
-from discovery_deploy.wan import PairMeasurement, PathShape
-from tests.unit.three_sites import DEVICES, MIXED_NETWORK, NAMES, SUBNETS
+from discovery_deploy.agent import probe
+from discovery_deploy.experiment.model import Network, Verify
+from discovery_deploy.wan import wan, wan_verdict
+from discovery_deploy.wan.wan import PairMeasurement, PathShape
+from tests.unit.wan.three_sites import DEVICES, MIXED_NETWORK, NAMES, SUBNETS
 
 
 def network(**fields: Any) -> Network:

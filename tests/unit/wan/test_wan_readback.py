@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy import wan
-from discovery_deploy.model import Network
-from discovery_deploy.wan_readback import readback_problems
-from tests.unit.three_sites import DEVICES, MIXED_NETWORK, NAMES, SUBNETS
+from discovery_deploy.experiment.model import Network
+from discovery_deploy.wan import wan
+from discovery_deploy.wan.wan_readback import readback_problems
+from tests.unit.wan.three_sites import DEVICES, MIXED_NETWORK, NAMES, SUBNETS
 
-RECORDED = Path(__file__).parents[1] / "recorded" / "tc_three_sites.json"
+RECORDED = Path(__file__).parents[2] / "recorded" / "tc_three_sites.json"
 """Taken (tc 6.1, kernel 6.1) from a router that had `MIXED_NETWORK`."""
 
 

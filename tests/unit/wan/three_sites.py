@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from discovery_deploy.model import Network
+from discovery_deploy.experiment.model import Network
 
 NAMES = ("ares", "brest", "cork")
 DEVICES = {"ares": "vec0", "brest": "vec1", "cork": "vec2"}
