@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from discovery_deploy.cloud.inventory import HOST_PYTHON, site_group
 from discovery_deploy.experiment import config
+from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.system import workspace
 from discovery_deploy.system.errors import StateError, TestbedError
 from discovery_deploy.system.remote import Remote, side_by_side
 from discovery_deploy.system.workspace import Workspace
-from discovery_deploy.testbeds.base import Lease, LeasedHost
 
 if TYPE_CHECKING:
     from enoslib import Networks, Roles

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from discovery_deploy.cloud.variables import Secrets
+from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.software.builds import Environments
 from discovery_deploy.software.stack import Environment
 from discovery_deploy.system.remote import known_hosts_text
-from discovery_deploy.testbeds.base import Lease, LeasedHost
 
 MARIADB = {"type": "mariadb", "site": "rennes"}
 GALERA = {"type": "galera"}

@@ -17,10 +17,11 @@ from typing import Any
 
 from discovery_deploy.agent import rally_process
 from discovery_deploy.bench import rally
-from discovery_deploy.experiment.model import Scenario, Strict
+from discovery_deploy.experiment.lease import LeasedHost
+from discovery_deploy.experiment.model import Scenario
 from discovery_deploy.system.errors import DiscoveryError
 from discovery_deploy.system.remote import Remote, side_by_side
-from discovery_deploy.testbeds.base import LeasedHost
+from discovery_deploy.system.strict import Strict
 
 UNIT = "discovery-rally"
 REMOTE_RUNS = "/var/lib/discovery-deploy/runs"

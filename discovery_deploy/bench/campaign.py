@@ -11,8 +11,9 @@ from typing import Any
 
 from discovery_deploy.bench.records import Placement, SettingRecord
 from discovery_deploy.cloud.topology import layout
-from discovery_deploy.experiment.fields import format_path, get_in, parse_path, set_in
-from discovery_deploy.experiment.model import Experiment, Scenario, Strict
+from discovery_deploy.experiment.fields import as_data, format_path, parse_path, substitute
+from discovery_deploy.experiment.model import Experiment, Scenario
+from discovery_deploy.system.strict import Strict
 from discovery_deploy.wan.wan import PathShape
 
 _LONGEST_LABEL = 40
@@ -41,47 +42,6 @@ class Run(Strict):
     """From 1."""
 
 
-def as_data(experiment: Experiment) -> dict[str, Any]:
-    """The experiment as plain data with units, as its file could hold it."""
-    return experiment.model_dump(mode="json", by_alias=True, exclude_none=True)
-
-
-def get_at(experiment: Experiment, path: str) -> Any:
-    """The value at a factor path, as a file would hold it ("25 ms", {"type": "galera"}); None when it is left out.
-
-    Raises:
-        ValueError: not a path, or it leads through a missing list item.
-    """
-    return _value(as_data(experiment), path)
-
-
-def _value(data: Any, path: str) -> Any:
-    place = parse_path(path)
-    try:
-        parent = get_in(data, place[:-1])
-        return parent.get(place[-1]) if isinstance(parent, dict) else get_in(parent, place[-1:])
-    except LookupError:
-        raise ValueError(f'no "{path}" in the experiment') from None
-
-
-def set_at(experiment: Experiment, path: str, level: Any) -> Experiment:
-    """The experiment with another value at a factor path.
-
-    Raises:
-        ValueError: not a path, or (as pydantic.ValidationError) a level that does not fit there.
-    """
-    return _substitute(as_data(experiment), {path: level})
-
-
-def _substitute(data: Any, levels: Mapping[str, Any]) -> Experiment:
-    for path, level in levels.items():
-        try:
-            data = set_in(data, parse_path(path), level)
-        except LookupError:
-            raise ValueError(f'no "{path}" in the experiment') from None
-    return Experiment.model_validate(data)
-
-
 def settings(experiment: Experiment) -> tuple[Setting, ...]:
     """Every combination of the factors' levels; without factors the one setting that the file itself is.
 
@@ -101,7 +61,7 @@ def settings(experiment: Experiment) -> tuple[Setting, ...]:
         values = {factor.path: factor.levels[chosen[index]] for index, factor in enumerate(factors)}
         texts = {factor.path: labels[factor.path][chosen[index]] for index, factor in enumerate(factors)}
         record = SettingRecord(label=", ".join(texts.values()), values=values, labels=texts)
-        found.append(Setting(record=record, experiment=_substitute(data, values)))
+        found.append(Setting(record=record, experiment=substitute(data, values)))
     return tuple(found)
 
 

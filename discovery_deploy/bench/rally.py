@@ -14,9 +14,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from discovery_deploy.bench.records import Placement, RunRecord
-from discovery_deploy.experiment.model import Scenario, Strict
+from discovery_deploy.experiment.model import Scenario
 from discovery_deploy.system.data import data_directory
 from discovery_deploy.system.errors import DiscoveryError, ExperimentError
+from discovery_deploy.system.strict import Strict
 
 if TYPE_CHECKING:  # imported where it is used: every command of the command line would wait for it
     import pyarrow as pa

@@ -11,8 +11,9 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from discovery_deploy.bench.rally import OTHER, TOTAL, TaskTemplate, iteration_rows, rally_task, workloads
-from discovery_deploy.experiment.model import Experiment, Scenario, Strict
+from discovery_deploy.experiment.model import Experiment, Scenario
 from discovery_deploy.system.errors import MeasurementError
+from discovery_deploy.system.strict import Strict
 
 WARM_UP, ITERATIONS = 2, 5
 """Iterations made first and not counted (workers open connections, caches fill), and those that are counted."""

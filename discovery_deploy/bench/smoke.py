@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from discovery_deploy.cloud.topology import layout
-from discovery_deploy.experiment.model import Experiment, MariadbBackend, Strict
+from discovery_deploy.experiment.model import Experiment, MariadbBackend
 from discovery_deploy.experiment.services import KEYSTONE
+from discovery_deploy.system.strict import Strict
 from discovery_deploy.wan.wan import PathShape
 
 if TYPE_CHECKING:
-    from discovery_deploy.testbeds.base import Lease
+    from discovery_deploy.experiment.lease import Lease
 
 Kind = Literal["fake", "libvirt"]
 """Of a compute: Nova's fake driver, or real virtual machines."""

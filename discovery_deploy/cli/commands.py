@@ -14,21 +14,21 @@ from discovery_deploy.agent import names
 from discovery_deploy.bench import rally
 from discovery_deploy.bench.campaign import Setting
 from discovery_deploy.bench.records import RunRecord
-from discovery_deploy.cli.progress import Announcer
 from discovery_deploy.cloud.crossings import described
 from discovery_deploy.driver import bookings, opening
 from discovery_deploy.driver.driver import Driver
 from discovery_deploy.driver.phases import PHASES, State
 from discovery_deploy.driver.releasing import readable_lease
 from discovery_deploy.driver.releasing import release as release_experiment
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.model import Verify
 from discovery_deploy.hosts.registry import PROVIDERS, holding, name_held, provider_named
 from discovery_deploy.system.errors import ExperimentError, MeasurementError, StateError, TestbedError
+from discovery_deploy.system.progress import Announcer
 from discovery_deploy.system.remote import Remote
 from discovery_deploy.system.site_proxy import routed, socks_proxy
 from discovery_deploy.system.strict import experiment_name
 from discovery_deploy.system.workspace import Reading, Workspace, is_workspace, results_directory, same_folder
-from discovery_deploy.testbeds.base import Lease
 from discovery_deploy.wan import clocks, wan, wan_verdict
 
 

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from discovery_deploy.agent import wan_router
-from discovery_deploy.experiment.model import Experiment, Strict
+from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.experiment.provider_models import Local, Vagrant
 from discovery_deploy.hosts.registry import provider_named
 from discovery_deploy.software import cache, image, stack
 from discovery_deploy.system.errors import DiscoveryError
+from discovery_deploy.system.strict import Strict
 from discovery_deploy.testbeds.base import Lack, ProviderInterface
 from discovery_deploy.testbeds.local import LocalProvider, state_directory
 

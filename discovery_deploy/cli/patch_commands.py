@@ -11,7 +11,6 @@ import typer
 from discovery_deploy.driver import opening
 from discovery_deploy.experiment.model import Deployment
 from discovery_deploy.software import stack
-from discovery_deploy.software.image import Progress
 from discovery_deploy.software.patches import sources, working_copy
 from discovery_deploy.software.patches.patch_series import (
     Base,
@@ -23,6 +22,7 @@ from discovery_deploy.software.patches.patch_series import (
     tree_hash,
 )
 from discovery_deploy.system.errors import ExperimentError
+from discovery_deploy.system.progress import Progress
 
 RELEASE = str(Deployment.model_fields["release"].default)
 

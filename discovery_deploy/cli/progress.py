@@ -3,23 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import Protocol
 
 from rich.console import Console
 from rich.status import Status
-
-
-class Announcer(Protocol):
-    """Where it is said what is being done; the command line shows it to a person."""
-
-    def phase(self, name: str, detail: str) -> None:
-        """A phase begins."""
-
-    def line(self, text: str) -> None:
-        """A step of the present phase."""
-
-    def done(self, name: str, seconds: float, detail: str = "") -> None:
-        """The phase has ended well."""
 
 
 class ConsoleAnnouncer:

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from discovery_deploy.cloud.topology import layout
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.experiment.services import KEYSTONE
-from discovery_deploy.testbeds.base import Lease
 
 
 class Access(NamedTuple):

@@ -11,7 +11,7 @@ from discovery_deploy.cloud.variables import Variables, backend_role, database_h
 from discovery_deploy.experiment.model import ROLES, Experiment
 
 if TYPE_CHECKING:
-    from discovery_deploy.testbeds.base import Lease
+    from discovery_deploy.experiment.lease import Lease
 
 HOST_PYTHON = "/usr/bin/python3"
 

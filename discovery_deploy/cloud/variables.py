@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from discovery_deploy.cloud.service_variables import MEMCACHED_PORT, ServiceVariables
 from discovery_deploy.cloud.topology import layout
-from discovery_deploy.experiment.model import Experiment, GaleraBackend, Role, Strict
+from discovery_deploy.experiment.model import Experiment, GaleraBackend, Role
+from discovery_deploy.system.strict import Strict
 
 if TYPE_CHECKING:
-    from discovery_deploy.testbeds.base import Lease, LeasedHost
+    from discovery_deploy.experiment.lease import Lease, LeasedHost
 
 STATE_DIRECTORY = "/var/lib/discovery-deploy"
 """Of hosts: what the roles and the driver keep there besides the services' own directories."""

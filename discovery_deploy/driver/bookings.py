@@ -6,15 +6,16 @@ import time
 from collections.abc import Iterable
 
 from discovery_deploy.bench.campaign import Setting
-from discovery_deploy.cli.progress import Announcer
 from discovery_deploy.driver import opening
 from discovery_deploy.driver.releasing import readable_lease
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.units import parse_duration
 from discovery_deploy.hosts.registry import holding, provider_named
 from discovery_deploy.system.errors import ExperimentError, StateError, TestbedError
+from discovery_deploy.system.progress import Announcer
 from discovery_deploy.system.strict import experiment_name
 from discovery_deploy.testbeds import g5k_request
-from discovery_deploy.testbeds.base import BookingProvider, Lease, ProviderInterface
+from discovery_deploy.testbeds.base import BookingProvider, ProviderInterface
 
 
 def request_text(settings: Iterable[Setting]) -> str:

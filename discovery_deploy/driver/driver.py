@@ -15,21 +15,22 @@ from discovery_deploy import __version__
 from discovery_deploy.bench import campaign, own_tasks, rally
 from discovery_deploy.bench.bench import Clients, all_failed, rally_problems, rally_report, skew_problems, start_skew
 from discovery_deploy.bench.campaign import Run, Setting
-from discovery_deploy.bench.records import HostFacts, ProjectRecord, Provenance, RouterFacts, RunRecord, Software
+from discovery_deploy.bench.records import HostFacts, Provenance, RouterFacts, RunRecord
 from discovery_deploy.bench.request_counts import CountRecord
 from discovery_deploy.bench.smoke import SmokeRecord
 from discovery_deploy.cloud import variables
 from discovery_deploy.driver import bookings, wan_acts
 from discovery_deploy.driver.count_acts import RequestCount
 from discovery_deploy.driver.image_content import kept_images
-from discovery_deploy.driver.phases import digest
 from discovery_deploy.driver.provenance import machine_facts, tool_commit
 from discovery_deploy.driver.smoke_acts import Smoke, raise_on_problems
 from discovery_deploy.driver.testbed import SOFTWARE, Testbed
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.model import Experiment, Scenario
+from discovery_deploy.software.inputs import digest
+from discovery_deploy.software.records import ProjectRecord, Software
 from discovery_deploy.system.errors import MeasurementError
 from discovery_deploy.system.workspace import Reading, now
-from discovery_deploy.testbeds.base import Lease
 from discovery_deploy.wan import wan
 
 if TYPE_CHECKING:

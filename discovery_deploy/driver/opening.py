@@ -9,14 +9,15 @@ from discovery_deploy.bench import campaign, own_tasks, rally
 from discovery_deploy.experiment import config
 from discovery_deploy.experiment.documents import Document
 from discovery_deploy.experiment.fields import parse_path
-from discovery_deploy.experiment.model import Experiment, Strict
-from discovery_deploy.experiment.references import Mistake, Place
+from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.software import stack
-from discovery_deploy.software.image import Progress
 from discovery_deploy.software.patches import sources
 from discovery_deploy.software.patches.sources import Resolver, SourcesError
 from discovery_deploy.system import workspace as workspaces
 from discovery_deploy.system.errors import ExperimentError, StateError
+from discovery_deploy.system.mistake import Mistake, Place
+from discovery_deploy.system.progress import Progress
+from discovery_deploy.system.strict import Strict
 from discovery_deploy.system.workspace import Workspace, is_workspace, refuse_path, results_directory, write_file
 
 COPY = "experiment.yaml"

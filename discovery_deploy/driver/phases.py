@@ -7,27 +7,16 @@ later ones stale. That one rule gives idempotence, resume, and cheap campaign po
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
-from discovery_deploy.experiment.model import Experiment, Strict
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.software.inputs import Inputs, digest
+from discovery_deploy.system.strict import Strict
 
 Phase = Literal["reserve", "prepare", "deploy", "constrain", "verify"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 """Phases that bring the testbed to a setting; bench and report follow them."""
-
-
-class Inputs(Strict):
-    """Hashes of what phases use besides the experiment file."""
-
-    image: str
-    openstack: str
-    rally: str
-    playbooks: str
-    code: str = ""
-    """Of the environments that the services run in."""
 
 
 class PhaseRecord(Strict):
@@ -74,12 +63,6 @@ class State(Strict):
         return self.model_copy(
             update={"phases": {**self.phases, phase: record}, "seconds": {**self.seconds, phase: seconds}}
         )
-
-
-def digest(*parts: Any) -> str:
-    """Short stable hash (16 hex digits of SHA-256) of JSON-able values."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def phase_slice(phase: Phase, experiment: Experiment, inputs: Inputs) -> dict[str, Any]:

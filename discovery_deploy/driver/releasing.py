@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from discovery_deploy.cli.progress import Announcer
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.system.errors import StateError
+from discovery_deploy.system.progress import Announcer
 from discovery_deploy.system.remote import Remote, remove_control_sockets
 from discovery_deploy.system.workspace import Workspace
-from discovery_deploy.testbeds.base import Lease, ProviderInterface
+from discovery_deploy.testbeds.base import ProviderInterface
 
 
 def readable_lease(workspace: Workspace) -> Lease | None:

@@ -13,13 +13,10 @@ from typing import Any
 
 from discovery_deploy.bench import smoke
 from discovery_deploy.bench.campaign import Setting
-from discovery_deploy.bench.records import HostCode, Software
-from discovery_deploy.cli.progress import Announcer
 from discovery_deploy.cloud import clients, inventory, variables
 from discovery_deploy.driver import ansible, image_content, wan_acts
 from discovery_deploy.driver.phases import (
     PHASES,
-    Inputs,
     Phase,
     State,
     must_destroy,
@@ -28,15 +25,19 @@ from discovery_deploy.driver.phases import (
     wanted_hashes,
 )
 from discovery_deploy.driver.releasing import readable_lease, release
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.hosts import nested, nesting
 from discovery_deploy.hosts.registry import name_held, provider_named
 from discovery_deploy.software import builds, image, proof, shipping, stack
+from discovery_deploy.software.inputs import Inputs
 from discovery_deploy.software.patches import sources
+from discovery_deploy.software.records import HostCode, Software
 from discovery_deploy.system.errors import StateError, TestbedError
+from discovery_deploy.system.progress import Announcer
 from discovery_deploy.system.remote import Remote, side_by_side, write_ssh_config
 from discovery_deploy.system.workspace import Workspace, is_workspace, now, same_folder, write_file
-from discovery_deploy.testbeds.base import Lease, ProviderInterface
+from discovery_deploy.testbeds.base import ProviderInterface
 from discovery_deploy.wan.wan import WanReport
 from discovery_deploy.wan.wan_verdict import summary
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.hosts import shaping
 from discovery_deploy.hosts.shaping import RouterShaper, Shaper, Shapes
 from discovery_deploy.system.remote import Remote
 from discovery_deploy.system.workspace import Workspace
-from discovery_deploy.testbeds.base import Lease, LeasedHost, ProviderInterface
+from discovery_deploy.testbeds.base import ProviderInterface
 from discovery_deploy.wan import clocks, egress, egress_hosts, measure, wan
 from discovery_deploy.wan.egress import BaseRtts
 from discovery_deploy.wan.egress_hosts import HostsShaper

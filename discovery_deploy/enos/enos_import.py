@@ -18,9 +18,9 @@ from discovery_deploy.enos.enos_reading import UNGROUPED, Notes, declared_groups
 from discovery_deploy.enos.enos_sites import HostPlan, SitePlan, fitting_name, site_plans
 from discovery_deploy.experiment import config
 from discovery_deploy.experiment.fields import format_path
-from discovery_deploy.experiment.references import Place
 from discovery_deploy.experiment.services import SERVICES
 from discovery_deploy.system.errors import ExperimentError
+from discovery_deploy.system.mistake import Place
 from discovery_deploy.system.strict import Strict
 from discovery_deploy.testbeds import g5k_request
 

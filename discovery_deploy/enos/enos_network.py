@@ -12,7 +12,6 @@ from itertools import permutations
 from typing import Any, NamedTuple
 
 from discovery_deploy.enos.enos_reading import Notes, expand
-from discovery_deploy.experiment.references import Place, near
 from discovery_deploy.experiment.units import (
     format_duration,
     format_rate,
@@ -21,6 +20,7 @@ from discovery_deploy.experiment.units import (
     parse_tc_loss,
     parse_tc_rate,
 )
+from discovery_deploy.system.mistake import Place, near
 
 SECTION = "network_constraints"
 _MOST_DELAY_S = 60.0

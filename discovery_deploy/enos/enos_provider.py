@@ -9,8 +9,8 @@ from typing import Any
 
 from discovery_deploy.enos.enos_reading import Notes
 from discovery_deploy.enos.enos_sites import HostPlan, SitePlan
-from discovery_deploy.experiment.references import Place, near
 from discovery_deploy.experiment.wording import shown
+from discovery_deploy.system.mistake import Place, near
 
 PLACE: Place = ("provider",)
 _CLUSTERS = {

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from discovery_deploy.experiment.references import Mistake, Place
 from discovery_deploy.experiment.wording import shown
+from discovery_deploy.system.mistake import Mistake, Place
 
 UNGROUPED = "default_group"
 """EnOS's name for the group of machines that are in none."""

@@ -9,12 +9,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from discovery_deploy.bench import campaign
-from discovery_deploy.experiment import mistakes
+from discovery_deploy.experiment import fields, mistakes
 from discovery_deploy.experiment.fields import factor_path_problem, format_path, parse_path, set_in
 from discovery_deploy.experiment.model import Experiment
-from discovery_deploy.experiment.references import Mistake, Place, near
 from discovery_deploy.experiment.wording import shown
+from discovery_deploy.system.mistake import Mistake, Place, near
 
 MOST_SETTINGS = 10_000
 """More settings than anybody waits for; it keeps `check` short."""
@@ -219,8 +218,8 @@ def find_equal_levels(experiment: Experiment) -> list[Mistake]:
     """Levels of a factor that are the same value in other words ("25 ms" and "0.025 s")."""
     found = []
     for number, factor in enumerate(experiment.campaign.factors):
-        changed = (campaign.set_at(experiment, factor.path, level) for level in factor.levels)
-        values = [campaign.get_at(one, factor.path) for one in changed]
+        changed = (fields.set_at(experiment, factor.path, level) for level in factor.levels)
+        values = [fields.get_at(one, factor.path) for one in changed]
         for index, value in enumerate(values):
             if value in values[:index]:
                 where: Place = ("campaign", "factors", number, "levels", index)

@@ -10,10 +10,10 @@ from discovery_deploy.experiment.campaign_mistakes import TaskTemplate
 from discovery_deploy.experiment.documents import Document, NotYamlError, Position
 from discovery_deploy.experiment.fields import format_path
 from discovery_deploy.experiment.model import Experiment
-from discovery_deploy.experiment.references import Mistake
 from discovery_deploy.experiment.wording import shown
 from discovery_deploy.system.data import data_directory
 from discovery_deploy.system.errors import ExperimentError
+from discovery_deploy.system.mistake import Mistake
 
 _ADVICE = "Correct it; `discovery-deploy new NAME` makes an example in which every key is explained."
 _TEMPLATE_NAME = "my-experiment"

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from discovery_deploy.experiment.deployment_mistakes import service_mistakes
-from discovery_deploy.experiment.references import refuse
 from discovery_deploy.experiment.services import ServiceName
 from discovery_deploy.experiment.source_model import Project, Source, Text
+from discovery_deploy.system.mistake import refuse
 from discovery_deploy.system.strict import Count, Name, Once, Strict
 
 

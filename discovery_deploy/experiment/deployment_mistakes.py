@@ -8,8 +8,9 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from discovery_deploy.experiment.references import Mistake, Place, near, site_names
+from discovery_deploy.experiment.references import site_names
 from discovery_deploy.experiment.services import SERVICES
+from discovery_deploy.system.mistake import Mistake, Place, near
 
 if TYPE_CHECKING:
     from discovery_deploy.experiment.model import Experiment

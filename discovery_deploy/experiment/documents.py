@@ -15,7 +15,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode
 from ruamel.yaml.reader import ReaderError
 
-from discovery_deploy.experiment.references import Mistake, Place
+from discovery_deploy.system.mistake import Mistake, Place
 
 _STANDARD = "tag:yaml.org,2002:"
 _TYPED = frozenset(_STANDARD + kind for kind in ("bool", "float", "int", "null"))

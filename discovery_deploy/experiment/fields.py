@@ -8,13 +8,14 @@ from __future__ import annotations
 import functools
 import re
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from discovery_deploy.experiment.model import Experiment, Strict
-from discovery_deploy.experiment.references import Place, near
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.system.mistake import Place, near
+from discovery_deploy.system.strict import Strict
 
 _STEP = re.compile(r"(?:^|(?<=[\w\]])\.)([a-z][a-z0-9_]*)|\[(0|[1-9][0-9]*)\]")
 _VARYING: tuple[Place, ...] = (
@@ -251,3 +252,49 @@ def objects(path: str = "", model: type[Strict] = Experiment) -> Iterator[tuple[
             for item in items:
                 if is_model(item):
                     yield from objects(below if item is kind else f"{below}[]", item)
+
+
+def as_data(experiment: Experiment) -> dict[str, Any]:
+    """The experiment as plain data with units, as its file could hold it."""
+    return experiment.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def get_at(experiment: Experiment, path: str) -> Any:
+    """The value at a factor path, as a file would hold it ("25 ms", {"type": "galera"}); None when it is left out.
+
+    Raises:
+        ValueError: not a path, or it leads through a missing list item.
+    """
+    return _value(as_data(experiment), path)
+
+
+def _value(data: Any, path: str) -> Any:
+    place = parse_path(path)
+    try:
+        parent = get_in(data, place[:-1])
+        return parent.get(place[-1]) if isinstance(parent, dict) else get_in(parent, place[-1:])
+    except LookupError:
+        raise ValueError(f'no "{path}" in the experiment') from None
+
+
+def set_at(experiment: Experiment, path: str, level: Any) -> Experiment:
+    """The experiment with another value at a factor path.
+
+    Raises:
+        ValueError: not a path, or (as pydantic.ValidationError) a level that does not fit there.
+    """
+    return substitute(as_data(experiment), {path: level})
+
+
+def substitute(data: Any, levels: Mapping[str, Any]) -> Experiment:
+    """The experiment of plain data with other values at factor paths.
+
+    Raises:
+        ValueError: not a path, or (as pydantic.ValidationError) levels that do not fit there.
+    """
+    for path, level in levels.items():
+        try:
+            data = set_in(data, parse_path(path), level)
+        except LookupError:
+            raise ValueError(f'no "{path}" in the experiment') from None
+    return Experiment.model_validate(data)

@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from discovery_deploy.experiment.fields import get_in, is_model, keys_of, types_at
 from discovery_deploy.experiment.model import Experiment
-from discovery_deploy.experiment.references import Mistake, Place
 from discovery_deploy.experiment.wording import Finding, findings
+from discovery_deploy.system.mistake import Mistake, Place
 
 _MOST_ROUNDS = 100
 

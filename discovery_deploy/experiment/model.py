@@ -26,8 +26,9 @@ from discovery_deploy.experiment.deployment import (
 from discovery_deploy.experiment.deployment_mistakes import deployment_mistakes
 from discovery_deploy.experiment.provider_mistakes import provider_mistakes
 from discovery_deploy.experiment.provider_models import Grid5000, Local, Machine, Provider, Static, Vagrant
-from discovery_deploy.experiment.references import Mistake, Place, reference_mistakes, refuse
+from discovery_deploy.experiment.references import reference_mistakes
 from discovery_deploy.experiment.units import Duration, Rate, Ratio, format_duration
+from discovery_deploy.system.mistake import Mistake, Place, refuse
 from discovery_deploy.system.strict import Count, HostName, Name, Once, Strict
 
 __all__ = (

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from discovery_deploy.experiment.placement import placed
-from discovery_deploy.experiment.references import Mistake, Place, near, site_names
+from discovery_deploy.experiment.references import site_names
+from discovery_deploy.system.mistake import Mistake, Place, near
 
 if TYPE_CHECKING:
     from discovery_deploy.experiment.model import Experiment

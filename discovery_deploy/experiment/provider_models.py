@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, StrictBool, field_validator, model_validator
 
-from discovery_deploy.experiment.references import Mistake, refuse
 from discovery_deploy.experiment.source_model import Text
+from discovery_deploy.system.mistake import Mistake, refuse
 from discovery_deploy.system.strict import Count, HostName, Name, Once, Strict
 
 Packages = Literal["network", "carried"]

@@ -2,64 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from discovery_deploy.system.mistake import Mistake, Place
 
 if TYPE_CHECKING:
     from discovery_deploy.experiment.model import Experiment
 
-Place = tuple[str | int, ...]
-"""Keys and indexes from the top of a file (or of an object) to a place in it, as in pydantic's `loc`."""
 
 RESERVED = frozenset(
     {"all", "localhost", "router", "ungrouped", "bench", "compute", "control", "database", "mariadb", "galera"}
     | {"management", "sites", "memcached", "rabbitmq", "ovn", "keystone", "placement", "glance", "neutron", "nova"}
 )
 """Names that no site or host may have: groups of Ansible's and ours, networks of EnOSlib's, and the WAN router."""
-
-
-class Mistake(NamedTuple):
-    """Something wrong at a place of an object."""
-
-    path: Place
-    message: str
-    rests_on: tuple[Place, ...] = ()
-    """Other places that it was compared with: when one of them is itself wrong, the mistake may be none."""
-
-
-class ReferenceMistakesError(ValueError):
-    """Parts of an object that do not fit each other; paths begin at the object that raises it."""
-
-    def __init__(self, mistakes: Sequence[Mistake]) -> None:
-        super().__init__("; ".join(f"{'.'.join(map(str, mistake.path))}: {mistake.message}" for mistake in mistakes))
-        self.mistakes = tuple(mistakes)
-
-
-def refuse(mistakes: Iterable[Mistake]) -> None:
-    """Raises ReferenceMistakesError when there are any."""
-    found = list(mistakes)
-    if found:
-        raise ReferenceMistakesError(found)
-
-
-def each_once(items: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The items, when none stands there twice. Raises ReferenceMistakesError."""
-    refuse(
-        Mistake((index,), f"{_shown(item)} stands here a second time")
-        for index, item in enumerate(items)
-        if item in items[:index]
-    )
-    return items
-
-
-def near(name: str, known: Iterable[str]) -> str | None:
-    """The known name that a mistyped one most probably meant."""
-    return next(iter(difflib.get_close_matches(name, sorted(known), 1, 0.6)), None)
-
-
-def _shown(item: Any) -> str:
-    return f'"{item}"' if isinstance(item, str) else str(item)
 
 
 def reference_mistakes(experiment: Experiment) -> Iterable[Mistake]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from discovery_deploy.experiment import units
 from discovery_deploy.experiment.fields import factor_paths, keys_of, objects
-from discovery_deploy.experiment.model import Experiment, Strict
+from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.system.strict import Strict
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

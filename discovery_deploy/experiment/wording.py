@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from pydantic import ValidationError
 
 from discovery_deploy.experiment.fields import get_in, homes_of, is_model, key_of, keys_of, type_names, types_at
-from discovery_deploy.experiment.references import Place, ReferenceMistakesError, near
+from discovery_deploy.system.mistake import Place, ReferenceMistakesError, near
 
 _LONGEST = 60
 

@@ -19,25 +19,19 @@ from discovery_deploy.agent.machine import Plan
 from discovery_deploy.agent.names import is_name
 from discovery_deploy.agent.wan_tunnels import UDP_PORT
 from discovery_deploy.cloud.variables import EnvironmentsInterface
-from discovery_deploy.experiment.model import Experiment, Strict
+from discovery_deploy.experiment.lease import Lease
+from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.hosts import nesting
 from discovery_deploy.hosts.machine_calls import IMAGE_LIMIT_S, UP_LIMIT_S, Caller, packed_tree, tree_name
 from discovery_deploy.software import shipping
 from discovery_deploy.software.software import hosts_environments
 from discovery_deploy.system.errors import StateError, TestbedError
+from discovery_deploy.system.progress import Progress
 from discovery_deploy.system.remote import Remote, remove_control_sockets, side_by_side, write_ssh_config
+from discovery_deploy.system.strict import Strict
 from discovery_deploy.system.workspace import Workspace, write_file
 from discovery_deploy.testbeds import local
-from discovery_deploy.testbeds.base import (
-    HOLDER,
-    BookingProvider,
-    Lack,
-    Lease,
-    Progress,
-    ProviderInterface,
-    folder_of,
-    noted_holder,
-)
+from discovery_deploy.testbeds.base import HOLDER, BookingProvider, Lack, ProviderInterface, folder_of, noted_holder
 
 RECORD, MACHINES = "record.json", "machines"
 LASTING = ("static",)

@@ -15,12 +15,12 @@ from typing import Any
 
 from discovery_deploy.agent import wan_tunnels
 from discovery_deploy.agent.machine import Plan
+from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.model import Experiment, Host, Site
 from discovery_deploy.experiment.placement import placed
 from discovery_deploy.experiment.provider_models import Grid5000, Local, Machines, Static
 from discovery_deploy.system.errors import TestbedError
 from discovery_deploy.testbeds import local
-from discovery_deploy.testbeds.base import Lease, LeasedHost
 
 MOST_MACHINES = 250
 """Machines of an experiment: each has a number of one byte in the tunnels' addresses."""

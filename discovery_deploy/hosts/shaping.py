@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from discovery_deploy.testbeds.base import Lease, ProviderInterface
+from discovery_deploy.experiment.lease import Lease
+from discovery_deploy.testbeds.base import ProviderInterface
 from discovery_deploy.wan import wan, wan_readback
 
 Shapes = Mapping[tuple[str, str], wan.PathShape]

@@ -19,8 +19,8 @@ from scipy import stats as scipy_stats
 
 from discovery_deploy.bench.rally import OTHER, TOTAL
 from discovery_deploy.bench.records import Placement, RunRecord, SettingRecord
-from discovery_deploy.experiment.model import Strict
 from discovery_deploy.results.rtts import Against, abscissa, asked_and_measured
+from discovery_deploy.system.strict import Strict
 
 CONFIDENCE = 0.95
 ENOUGH = 6

@@ -11,12 +11,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from discovery_deploy.experiment.model import Strict
 from discovery_deploy.software.guest import apt_options
 from discovery_deploy.software.image import (
     FULL_PACKAGES,
     PACKAGES,
-    Progress,
     Variant,
     apt_acquire_options,
     digest,
@@ -24,6 +22,8 @@ from discovery_deploy.software.image import (
     made_once,
 )
 from discovery_deploy.software.stack import build_inside
+from discovery_deploy.system.progress import Progress
+from discovery_deploy.system.strict import Strict
 
 RECIPE = 1
 """Raise it when the build makes something else from the same texts."""

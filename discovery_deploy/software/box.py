@@ -15,9 +15,9 @@ from pathlib import Path
 
 from discovery_deploy.agent import machine
 from discovery_deploy.software import image
-from discovery_deploy.software.image import Progress
 from discovery_deploy.system import interruption
 from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.progress import Progress
 
 NAME = "discovery-deploy"
 """Of the box, as Vagrant knows it."""

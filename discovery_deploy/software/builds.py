@@ -7,15 +7,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from discovery_deploy.driver.phases import Inputs, digest
-from discovery_deploy.experiment.model import Deployment, Strict
+from discovery_deploy.experiment.model import Deployment
 from discovery_deploy.experiment.services import SERVICES
 from discovery_deploy.software import apt_archive, box, derived, enoslib_environment, guest, image, stack
+from discovery_deploy.software.inputs import Inputs, digest
 from discovery_deploy.software.patches.sources import ProjectCode
 from discovery_deploy.software.seed import Content, content_for
 from discovery_deploy.system.data import data_directory
 from discovery_deploy.system.errors import TestbedError
-from discovery_deploy.testbeds.base import Progress
+from discovery_deploy.system.progress import Progress
+from discovery_deploy.system.strict import Strict
 
 NOTED = "environments.json"
 """File of a workspace with the environments of its hosts: the cache keeps those."""

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any, get_args
 
 from discovery_deploy.agent.machine import Plan
-from discovery_deploy.bench.records import ProjectRecord
-from discovery_deploy.experiment.model import Deployment, Strict
+from discovery_deploy.experiment.model import Deployment
 from discovery_deploy.software import box, builds, derived, stack
 from discovery_deploy.software.patches.git_trees import commit_of
 from discovery_deploy.software.patches.sources import lock_entries
+from discovery_deploy.software.records import ProjectRecord
 from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.strict import Strict
 from discovery_deploy.testbeds import local, vagrant
 from discovery_deploy.testbeds.base import noted_holder
 

@@ -9,8 +9,9 @@ import os
 import sys
 from pathlib import Path
 
-from discovery_deploy.software.image import Progress, digest, made_once, private_folder, run_logged
+from discovery_deploy.software.image import digest, made_once, private_folder, run_logged
 from discovery_deploy.software.stack import index_variables, lock_text, lock_versions, uv_program
+from discovery_deploy.system.progress import Progress
 
 RECIPE = 1
 """Raise it when `BUILD` changes what it makes."""

@@ -29,8 +29,8 @@ from discovery_deploy.agent.machine import private
 from discovery_deploy.software.seed import content_for
 from discovery_deploy.system import interruption
 from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.progress import Progress
 
-Progress = Callable[[str], None]
 Variant = Literal["base", "full"]
 
 RELEASE = "bookworm"

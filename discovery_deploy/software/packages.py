@@ -13,9 +13,10 @@ from discovery_deploy.agent import host_packages
 from discovery_deploy.experiment.services import SERVICES
 from discovery_deploy.software.apt_archive import FOLDER, INDEX, AptArchive, apt_archive, wanted_packages
 from discovery_deploy.software.contents import TAR_LIMIT_S
-from discovery_deploy.software.image import Progress, Variant, base_image
+from discovery_deploy.software.image import Variant, base_image
 from discovery_deploy.software.traces import TIMERS
 from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.progress import Progress
 from discovery_deploy.system.remote import Remote
 
 Packages = Literal["network", "carried"]

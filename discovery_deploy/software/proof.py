@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Protocol
 
 from discovery_deploy.agent import code_proof
-from discovery_deploy.bench.records import HostCode
 from discovery_deploy.cloud.topology import layout
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.software import derived
+from discovery_deploy.software.records import HostCode
 from discovery_deploy.software.stack import Environment
 from discovery_deploy.system import interruption
 from discovery_deploy.system.errors import TestbedError

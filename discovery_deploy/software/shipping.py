@@ -18,17 +18,18 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from discovery_deploy.agent import host_environments
-from discovery_deploy.bench.records import HostSoftware
 from discovery_deploy.cloud.variables import EnvironmentsInterface
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.experiment.provider_models import Local
 from discovery_deploy.software.contents import FOLDER, Contents, contents, write_archive
-from discovery_deploy.software.image import Progress, digest, variant
+from discovery_deploy.software.image import digest, variant
 from discovery_deploy.software.packages import Packages, install_packages, remove_packages
+from discovery_deploy.software.records import HostSoftware
 from discovery_deploy.software.software import LOOK, host_problem, hosts_environments
 from discovery_deploy.system.errors import DiscoveryError, TestbedError
+from discovery_deploy.system.progress import Progress
 from discovery_deploy.system.remote import Remote, side_by_side
-from discovery_deploy.testbeds.base import Lease
 
 AT_ONCE = 4
 """Hosts that are sent to at the same time: more would only share the driver's way out."""

@@ -9,7 +9,7 @@ from discovery_deploy.cloud.variables import EnvironmentsInterface, role_hosts
 from discovery_deploy.experiment.model import Experiment
 
 if TYPE_CHECKING:
-    from discovery_deploy.testbeds.base import Lease
+    from discovery_deploy.experiment.lease import Lease
 
 RELEASE = ("debian", "12")
 """What hosts run, as their /etc/os-release has it."""

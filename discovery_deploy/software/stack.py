@@ -15,9 +15,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from discovery_deploy.experiment.model import Strict
 from discovery_deploy.software.image import (
-    Progress,
     base_image,
     contained,
     digest,
@@ -29,6 +27,8 @@ from discovery_deploy.software.image import (
 from discovery_deploy.software.seed import Content, seed_script
 from discovery_deploy.system.data import data_directory
 from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.progress import Progress
+from discovery_deploy.system.strict import Strict
 
 __all__ = [
     "Environment",

@@ -16,7 +16,7 @@ from discovery_deploy.system.errors import PlaybookError, TestbedError
 from discovery_deploy.system.workspace import Workspace, write_file
 
 if TYPE_CHECKING:
-    from discovery_deploy.testbeds.base import Lease
+    from discovery_deploy.experiment.lease import Lease
 
 Result = TypeVar("Result")
 SSH_FAILED = 255

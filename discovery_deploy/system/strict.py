@@ -7,8 +7,8 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 
 from discovery_deploy.agent import names
-from discovery_deploy.experiment.references import each_once
 from discovery_deploy.system.errors import StateError
+from discovery_deploy.system.mistake import each_once
 
 Name = Annotated[str, StringConstraints(pattern=f"^{names.NAME}$")]
 """Lower case, digits and dashes, at most 20 characters: it becomes part of host names."""

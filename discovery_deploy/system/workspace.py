@@ -23,10 +23,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from discovery_deploy.agent.names import is_name
-from discovery_deploy.experiment.model import Strict
 from discovery_deploy.system import interruption
 from discovery_deploy.system.errors import StateError
-from discovery_deploy.system.strict import experiment_name
+from discovery_deploy.system.strict import Strict, experiment_name
 
 Model = TypeVar("Model", bound=Strict)
 

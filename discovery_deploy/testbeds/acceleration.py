@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from discovery_deploy.software.image import Progress
 from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.progress import Progress
 from discovery_deploy.system.strict import Strict
 
 NOTED = "acceleration.json"

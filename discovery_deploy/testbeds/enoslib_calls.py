@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from discovery_deploy.software import enoslib_environment
-from discovery_deploy.software.image import Progress
 from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.progress import Progress
 
 WORKER = Path(__file__).resolve().with_name("enoslib_worker.py")
 KEPT_LINES = 8

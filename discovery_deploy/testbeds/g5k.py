@@ -20,12 +20,15 @@ from typing import Any
 from discovery_deploy.agent import machine
 from discovery_deploy.agent.machine import MachineError
 from discovery_deploy.agent.names import is_name
-from discovery_deploy.experiment.model import Experiment, Strict
+from discovery_deploy.experiment.lease import Lease, LeasedHost
+from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.software import enoslib_environment
 from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.progress import Progress
+from discovery_deploy.system.strict import Strict
 from discovery_deploy.system.workspace import write_file
 from discovery_deploy.testbeds import g5k_request
-from discovery_deploy.testbeds.base import HOLDER, Lack, Lease, LeasedHost, Progress, folder_of, noted_holder
+from discovery_deploy.testbeds.base import HOLDER, Lack, folder_of, noted_holder
 from discovery_deploy.testbeds.enoslib_calls import Enoslib
 from discovery_deploy.testbeds.g5k_request import Job, MachineFacts, Pool
 from discovery_deploy.testbeds.local import state_directory

@@ -13,10 +13,11 @@ from datetime import datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from discovery_deploy.experiment.model import Experiment, Strict
+from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.experiment.provider_mistakes import full_name
 from discovery_deploy.experiment.provider_models import Grid5000, Machines
 from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.strict import Strict
 
 PREFIX = "discovery-deploy-"
 """Begins the name of every job that is ours; the experiment's name follows."""

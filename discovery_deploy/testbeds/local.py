@@ -19,9 +19,11 @@ from discovery_deploy.agent.machine import MachineError, Plan
 from discovery_deploy.agent.machine_plans import SLOTS, clear, free_slots, read_plan, same_hosts, write_plan
 from discovery_deploy.agent.names import is_name
 from discovery_deploy.agent.wan_uml import RouterError, UmlRouter
+from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.system.errors import TestbedError
-from discovery_deploy.testbeds.base import HOLDER, Lack, Lease, LeasedHost, Progress, folder_of, noted_holder
+from discovery_deploy.system.progress import Progress
+from discovery_deploy.testbeds.base import HOLDER, Lack, folder_of, noted_holder
 
 HOSTS_PER_SITE = 245
 """Addresses 10 to 254 of the site's network."""

@@ -19,13 +19,15 @@ from pathlib import Path
 from discovery_deploy.agent import machine, site_networks
 from discovery_deploy.agent.machine import MachineError
 from discovery_deploy.agent.names import is_name
+from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.experiment.provider_models import Vagrant
 from discovery_deploy.software import box
 from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.progress import Progress
 from discovery_deploy.system.remote import side_by_side
 from discovery_deploy.testbeds import acceleration, vagrant_plan
-from discovery_deploy.testbeds.base import HOLDER, Lack, Lease, LeasedHost, Progress, folder_of, noted_holder
+from discovery_deploy.testbeds.base import HOLDER, Lack, folder_of, noted_holder
 from discovery_deploy.testbeds.enoslib_calls import Enoslib
 from discovery_deploy.testbeds.first_login import Entered, enter, host_keys, way_in
 from discovery_deploy.testbeds.hypervisor import BACKENDS, PACKAGES, Hypervisor, Libvirt

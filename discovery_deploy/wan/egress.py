@@ -13,8 +13,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from discovery_deploy.experiment.model import Strict, Verify
+from discovery_deploy.experiment.model import Verify
 from discovery_deploy.system.errors import MeasurementError, TestbedError
+from discovery_deploy.system.strict import Strict
 from discovery_deploy.wan.wan import (
     SEGMENTATION_ON,
     Pair,

@@ -11,8 +11,9 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from discovery_deploy.experiment.model import Network, Strict
+from discovery_deploy.experiment.model import Network
 from discovery_deploy.experiment.units import format_duration, format_rate, format_ratio
+from discovery_deploy.system.strict import Strict
 
 Pair = tuple[str, str]
 """(source site, destination site)."""

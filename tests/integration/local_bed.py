@@ -11,8 +11,8 @@ from typing import Any
 
 from discovery_deploy.agent import containers, machine
 from discovery_deploy.agent.machine import Plan
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.model import Experiment
-from discovery_deploy.testbeds.base import Lease
 from discovery_deploy.testbeds.local import LocalProvider
 
 

@@ -13,9 +13,9 @@ import time
 from pathlib import Path
 
 from discovery_deploy.driver import opening, wan_acts
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.hosts.registry import provider_named
 from discovery_deploy.system.remote import Remote
-from discovery_deploy.testbeds.base import Lease
 
 MEASUREMENTS = 10
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from discovery_deploy import enoslib_roles
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.software import stack
 from discovery_deploy.system.workspace import Workspace
-from discovery_deploy.testbeds.base import Lease
 
 pytestmark = pytest.mark.integration
 

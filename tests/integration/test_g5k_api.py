@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.system.errors import TestbedError
 from discovery_deploy.testbeds import g5k
-from discovery_deploy.testbeds.base import Lease
 from tests.integration.g5k_api_bed import USER, ApiBed, fake_api
 from tests.integration.g5k_bed import experiment
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from discovery_deploy.agent import cgroups, machine, site_networks
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.system.errors import TestbedError
-from discovery_deploy.testbeds.base import Lease
 from tests.integration.local_bed import LocalBed, answers, experiment, in_namespace, kill_now, reaches, until
 
 pytestmark = pytest.mark.integration

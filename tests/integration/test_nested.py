@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.model import Experiment, Network, Verify
 from discovery_deploy.hosts import nested
 from discovery_deploy.hosts.nested import Nested
 from discovery_deploy.hosts.shaping import RouterShaper
 from discovery_deploy.system.remote import Remote, ssh_config_text
-from discovery_deploy.testbeds.base import Lease
 from discovery_deploy.wan import measure, wan, wan_verdict
 from tests.integration.priority import before_all_else
 from tests.integration.uml_machines import UmlMachines, uml_machines

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy.bench.records import HostSoftware
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.software import builds, packages, shipping, stack
 from discovery_deploy.software.apt_archive import FOLDER, archive_name
+from discovery_deploy.software.records import HostSoftware
 from discovery_deploy.system.errors import TestbedError
 from discovery_deploy.system.remote import Remote, ssh_config_text
 from discovery_deploy.testbeds import local
-from discovery_deploy.testbeds.base import Lease
 from tests.integration.local_bed import LocalBed
 from tests.integration.plain_tree import plain_tree
 from tests.leased import known_hosts

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from discovery_deploy.agent import given_host
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.software.traces import traces
 from discovery_deploy.system.data import data_directory
 from discovery_deploy.system.errors import TestbedError
-from discovery_deploy.testbeds.base import Lease
 from discovery_deploy.testbeds.static import StaticProvider
 from tests.providers_bed import OnStatic, bed_of
 

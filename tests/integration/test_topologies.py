@@ -25,6 +25,7 @@ from discovery_deploy.cli import cli
 from discovery_deploy.cli.progress import ConsoleAnnouncer
 from discovery_deploy.cloud.variables import rally_command
 from discovery_deploy.driver.testbed import Testbed
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.model import Experiment, Scenario
 from discovery_deploy.experiment.services import SERVICES
 from discovery_deploy.hosts.registry import provider_named
@@ -32,7 +33,6 @@ from discovery_deploy.software import builds
 from discovery_deploy.system.errors import PlaybookError
 from discovery_deploy.system.remote import Remote, side_by_side
 from discovery_deploy.system.workspace import Workspace
-from discovery_deploy.testbeds.base import Lease
 from tests.integration.leftovers import Snapshot, left_behind
 from tests.integration.test_experiment import Tool, pytestmark
 from tests.integration.topologies_bed import (

@@ -15,8 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from discovery_deploy.agent import uml_kernel
+from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.model import Experiment
-from discovery_deploy.testbeds.base import Lack, Lease, LeasedHost, Progress
+from discovery_deploy.system.progress import Progress
+from discovery_deploy.testbeds.base import Lack
 
 BRIDGE, NETWORK = "ddm-net", "198.18.77"
 DISK_BYTES = 4 << 30

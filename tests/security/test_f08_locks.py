@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.hosts.registry import name_held
 from discovery_deploy.system.errors import StateError
-from discovery_deploy.testbeds.base import Lease
 from tests.security.tool import Tool, held, workspace_of
 from tests.unit.driver.test_testbed import Machines, experiment, reserved
 

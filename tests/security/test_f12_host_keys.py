@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from discovery_deploy.driver.ansible import ansible_environment
+from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.provider_models import Machine
 from discovery_deploy.system.remote import ssh_config_text, write_ssh_config
 from discovery_deploy.system.workspace import Workspace
 from discovery_deploy.testbeds import static_ssh
-from discovery_deploy.testbeds.base import Lease, LeasedHost
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIIbjYDpSgvlVmlKLM1JmrUYn6lFR5ZBqeTgpjIbAP5ux"
 

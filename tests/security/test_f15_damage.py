@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from discovery_deploy.agent import machine, machine_plans
-from discovery_deploy.bench.records import HostFacts, RunRecord, Software
+from discovery_deploy.bench.records import HostFacts, RunRecord
 from discovery_deploy.driver.driver import Driver
 from discovery_deploy.driver.phases import State
 from discovery_deploy.driver.testbed import Testbed
-from discovery_deploy.experiment.model import Strict
 from discovery_deploy.software import image
+from discovery_deploy.software.records import Software
 from discovery_deploy.system.errors import StateError
+from discovery_deploy.system.strict import Strict
 from discovery_deploy.system.workspace import Workspace
 from tests.security.tool import Tool, held, workspace_of
 from tests.unit.driver.test_testbed import LOADS, Machines, Silence, experiment

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy.bench.records import ProjectRecord
 from discovery_deploy.software import derived, image
+from discovery_deploy.software.records import ProjectRecord
 
 SECRET = "hunter2"
 MMDEBSTRAP = """\

@@ -15,8 +15,8 @@ from discovery_deploy.agent import machine, wan_router
 from discovery_deploy.agent.wan_uml import RouterError
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.progress import Progress
 from discovery_deploy.testbeds import g5k
-from discovery_deploy.testbeds.base import Progress
 from discovery_deploy.testbeds.g5k import RECORD, G5kProvider
 from discovery_deploy.testbeds.local import LocalProvider, machine_plan
 

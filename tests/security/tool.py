@@ -11,8 +11,9 @@ from typing import NamedTuple
 import pytest
 
 from discovery_deploy.cli import cli, commands
+from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.system.workspace import Workspace
-from discovery_deploy.testbeds.base import HOLDER, Lease, LeasedHost
+from discovery_deploy.testbeds.base import HOLDER
 
 
 class Said(NamedTuple):

@@ -12,9 +12,9 @@ import pytest
 
 import discovery_deploy
 from discovery_deploy import enoslib_roles
+from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.system.errors import StateError, TestbedError
 from discovery_deploy.system.workspace import Workspace
-from discovery_deploy.testbeds.base import Lease, LeasedHost
 from tests import leased
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from discovery_deploy.bench.records import Provenance, RunRecord, changes
+from discovery_deploy.bench.records import Provenance, RunRecord
 from discovery_deploy.results.report import text
+from discovery_deploy.software.records import changes
 
 
 def load_range(runs: Sequence[RunRecord]) -> str:

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from discovery_deploy.experiment.model import Strict
 from discovery_deploy.results.report.figures import COLOURS, INK, style, svg
+from discovery_deploy.system.strict import Strict
 from discovery_deploy.wan.wan import Pair, PathShape
 
 FEW = 3

@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from discovery_deploy.agent.host_environments import sha256_of
-from discovery_deploy.bench.records import ProjectRecord
 from discovery_deploy.experiment.model import Deployment
-from discovery_deploy.experiment.references import Mistake
 from discovery_deploy.experiment.source_model import Source
 from discovery_deploy.software import stack
-from discovery_deploy.software.image import Progress, digest, made_once
+from discovery_deploy.software.image import digest, made_once
 from discovery_deploy.software.patches.git_trees import GitError, commit_of, mirror, tree_of_checkout, tree_of_commit
 from discovery_deploy.software.patches.patch_series import (
     SERIES,
@@ -32,6 +30,9 @@ from discovery_deploy.software.patches.patch_series import (
     tree_hash,
 )
 from discovery_deploy.software.patches.sdists import VERSION, SdistError, sdist_tree, sdist_version
+from discovery_deploy.software.records import ProjectRecord
+from discovery_deploy.system.mistake import Mistake
+from discovery_deploy.system.progress import Progress
 
 SCHEMA = re.compile(r"(^|/)(alembic\w*|migrations?|\w+_migrations)/|/cmd/bootstrap\.py$|(^|/)cli/bootstrap\.py$")
 """Paths of what makes the databases' first content: tables, and what a new Keystone holds."""

@@ -16,8 +16,8 @@ import pytest
 
 from discovery_deploy.agent import rally_process
 from discovery_deploy.bench import bench
+from discovery_deploy.experiment.lease import LeasedHost
 from discovery_deploy.system.remote import Remote
-from discovery_deploy.testbeds.base import LeasedHost
 
 STAND_IN = Path(__file__).parents[2] / "rally_stand_in.py"
 

@@ -12,17 +12,16 @@ from pydantic import ValidationError
 
 from discovery_deploy.bench.campaign import (
     Setting,
-    get_at,
     level_labels,
     placement,
     placements,
     run_id,
     runs,
-    set_at,
     settings,
     sites_of_settings,
 )
 from discovery_deploy.bench.records import Placement
+from discovery_deploy.experiment.fields import get_at, set_at
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.wan.wan import path_shapes
 

@@ -14,9 +14,10 @@ from discovery_deploy.bench import smoke
 from discovery_deploy.bench.campaign import Setting, settings
 from discovery_deploy.bench.smoke import SmokeRecord
 from discovery_deploy.driver import smoke_acts
-from discovery_deploy.driver.phases import Inputs, Phase, wanted_hashes
+from discovery_deploy.driver.phases import Phase, wanted_hashes
 from discovery_deploy.driver.testbed import Testbed
 from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.software.inputs import Inputs
 from discovery_deploy.system.errors import MeasurementError, TestbedError
 from discovery_deploy.system.workspace import Workspace
 from discovery_deploy.wan.wan import PathShape, WanReport, path_shapes

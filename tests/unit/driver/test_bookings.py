@@ -13,10 +13,11 @@ import pytest
 from discovery_deploy.bench import campaign
 from discovery_deploy.driver import bookings
 from discovery_deploy.driver.driver import Driver
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.system.errors import ExperimentError, StateError, TestbedError
 from discovery_deploy.system.workspace import Workspace
-from discovery_deploy.testbeds.base import BookingProvider, Lease
+from discovery_deploy.testbeds.base import BookingProvider
 from discovery_deploy.testbeds.g5k import G5kProvider
 from discovery_deploy.testbeds.local import LocalProvider
 

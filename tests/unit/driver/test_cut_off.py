@@ -10,9 +10,10 @@ import pytest
 
 from discovery_deploy.driver.phases import State
 from discovery_deploy.driver.testbed import Testbed
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.system.workspace import Workspace
-from discovery_deploy.testbeds.base import Lease, ProviderInterface
+from discovery_deploy.testbeds.base import ProviderInterface
 from tests.leased import lease
 from tests.unit.bench.test_smoke import Announcer
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from discovery_deploy.bench.campaign import settings
-from discovery_deploy.bench.records import ImageRecord, Images, RunRecord, changes
+from discovery_deploy.bench.records import RunRecord
 from discovery_deploy.driver import image_content
 from discovery_deploy.driver.driver import Driver
 from discovery_deploy.driver.phases import PHASES
@@ -16,6 +16,7 @@ from discovery_deploy.driver.testbed import Testbed
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.results.report.origin import images_view
 from discovery_deploy.software import builds, image
+from discovery_deploy.software.records import ImageRecord, Images, changes
 from discovery_deploy.system.errors import TestbedError
 from discovery_deploy.system.workspace import Workspace
 from tests.unit.driver.test_testbed import Machines, Silence, experiment, workspace

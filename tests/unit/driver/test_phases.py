@@ -6,20 +6,19 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy.bench.campaign import set_at
 from discovery_deploy.driver.phases import (
     PHASES,
-    Inputs,
     Phase,
     State,
-    digest,
     must_destroy,
     phase_slice,
     stale_phases,
     standing_hash,
     wanted_hashes,
 )
+from discovery_deploy.experiment.fields import set_at
 from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.software.inputs import Inputs, digest
 
 INPUTS = Inputs(image="i", openstack="o", rally="r", playbooks="p")
 

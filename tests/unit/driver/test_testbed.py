@@ -10,18 +10,19 @@ from typing import Any, NoReturn
 import pytest
 
 from discovery_deploy.bench.bench import SiteResult
-from discovery_deploy.bench.campaign import set_at, settings
+from discovery_deploy.bench.campaign import settings
 from discovery_deploy.driver import wan_acts
 from discovery_deploy.driver.driver import Driver, PlannedRun
 from discovery_deploy.driver.phases import PHASES, State
 from discovery_deploy.driver.releasing import release
 from discovery_deploy.driver.testbed import UNKNOWN, Testbed
+from discovery_deploy.experiment.fields import set_at
+from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.software import image
 from discovery_deploy.system.errors import StateError
 from discovery_deploy.system.remote import control_sockets
 from discovery_deploy.system.workspace import Workspace
-from discovery_deploy.testbeds.base import Lease, LeasedHost
 from discovery_deploy.wan.wan import WanReport
 
 TWO: list[dict[str, Any]] = [{"name": "nantes"}, {"name": "rennes"}]

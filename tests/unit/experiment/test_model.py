@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from discovery_deploy.experiment.model import Constraint, Experiment, Network, Scenario, Site, Strict
-from discovery_deploy.experiment.references import ReferenceMistakesError, reference_mistakes
+from discovery_deploy.experiment.model import Constraint, Experiment, Network, Scenario, Site
+from discovery_deploy.experiment.references import reference_mistakes
+from discovery_deploy.system.mistake import ReferenceMistakesError
+from discovery_deploy.system.strict import Strict
 
 ALL = ["control", "database", "bench", "compute"]
 

@@ -14,13 +14,15 @@ import pytest
 
 from discovery_deploy.agent import nested_machine
 from discovery_deploy.agent.machine import MachineError
+from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.hosts import machine_calls, nested
 from discovery_deploy.hosts.machine_calls import Caller, packed_tree, tree_name
 from discovery_deploy.hosts.nested import Nested
 from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.progress import Progress
 from discovery_deploy.system.remote import Remote
-from discovery_deploy.testbeds.base import Lack, Lease, LeasedHost, Progress
+from discovery_deploy.testbeds.base import Lack
 from tests.unit.hosts.test_nesting import experiment
 
 VAGRANT: dict[str, Any] = {"type": "vagrant", "hosts_per_machine": 2}

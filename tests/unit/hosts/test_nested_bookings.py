@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.hosts.nested import NestedBooking
-from discovery_deploy.testbeds.base import BookingProvider, Lease, Progress
+from discovery_deploy.system.progress import Progress
+from discovery_deploy.testbeds.base import BookingProvider
 from tests.unit.hosts.test_nested import FakeInner
 from tests.unit.hosts.test_nesting import experiment
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from discovery_deploy.agent import machine
-from discovery_deploy.bench.records import ProjectRecord
 from discovery_deploy.experiment.services import SERVICES
 from discovery_deploy.software import box, builds, cache, derived, enoslib_environment, image
 from discovery_deploy.software.patches import git_trees
+from discovery_deploy.software.records import ProjectRecord
 from discovery_deploy.system.errors import TestbedError
 
 

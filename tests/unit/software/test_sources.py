@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy.bench.records import ProjectRecord
 from discovery_deploy.experiment.model import Deployment
 from discovery_deploy.software import builds, derived, stack
 from discovery_deploy.software.patches import package_index, sources, working_copy
@@ -26,6 +25,7 @@ from discovery_deploy.software.patches.patch_series import (
     tree_hash,
 )
 from discovery_deploy.software.patches.sources import ProjectCode, SourcesError
+from discovery_deploy.software.records import ProjectRecord
 from discovery_deploy.system.errors import StateError
 from tests.index_bed import served
 

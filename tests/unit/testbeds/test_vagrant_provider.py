@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from discovery_deploy.agent import machine
+from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.software import box
 from discovery_deploy.system.errors import TestbedError
 from discovery_deploy.testbeds import acceleration, vagrant
-from discovery_deploy.testbeds.base import Lack, Lease
+from discovery_deploy.testbeds.base import Lack
 from discovery_deploy.testbeds.first_login import Entered
 from discovery_deploy.testbeds.vagrant_plan import BOOT_LIMIT_S, NETWORKS, addresses
 from tests.unit.testbeds.test_vagrant_plan import experiment

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from discovery_deploy.experiment.lease import LeasedHost
 from discovery_deploy.experiment.model import Network, Verify
 from discovery_deploy.system.errors import MeasurementError, TestbedError
-from discovery_deploy.testbeds.base import LeasedHost
 from discovery_deploy.wan import egress, wan, wan_verdict
 from discovery_deploy.wan.wan import PathShape
 from tests.unit.wan.test_wan import Tc, random_network
