@@ -1,1 +1,29 @@
-"""The room `agent`."""
+"""What runs on machines and hosts: containers, networks, the WAN router, probes, proofs.
+
+Standard library only, and nothing else of this package: modules are sent away alone. It must not know who asks.
+"""
+
+__all__ = [
+    "cgroups",
+    "code_proof",
+    "code_recorder",
+    "containers",
+    "given_host",
+    "host_cleaner",
+    "host_environments",
+    "host_packages",
+    "machine",
+    "machine_plans",
+    "names",
+    "nested_machine",
+    "nspawn",
+    "probe",
+    "rally_process",
+    "site_networks",
+    "sql_capture",
+    "tc_device",
+    "uml_kernel",
+    "wan_router",
+    "wan_tunnels",
+    "wan_uml",
+]

@@ -1,1 +1,3 @@
-"""The room `cli`."""
+"""Arguments, progress for a person, exit codes."""
+
+__all__ = ["cli"]

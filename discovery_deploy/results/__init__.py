@@ -1,1 +1,6 @@
-"""The room `results`."""
+"""Numbers and the report, from records alone.
+
+It must not know hosts, nor ssh.
+"""
+
+__all__ = ["report", "stats"]

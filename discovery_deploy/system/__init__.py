@@ -1,1 +1,17 @@
-"""The room `system`."""
+"""How the operating system is touched, and what all rooms need: errors, ssh, signals, the workspace.
+
+It must not know any experiment.
+"""
+
+__all__ = [
+    "data",
+    "errors",
+    "interruption",
+    "mistake",
+    "process_settings",
+    "progress",
+    "remote",
+    "site_proxy",
+    "strict",
+    "workspace",
+]

@@ -1,1 +1,6 @@
-"""The room `wan`."""
+"""From constraints to tc, and from what is shown and measured to a verdict.
+
+It must not know where a router is.
+"""
+
+__all__ = ["clocks", "egress", "egress_hosts", "measure", "wan", "wan_readback", "wan_verdict"]

@@ -14,57 +14,30 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "discovery_deploy"
 
-LAYERS = (
-    "__init__ data deployment_mistakes errors names placement process_settings provider_mistakes references services"
-    " units",
-    "deployment model provider_models python_syntax source_model strict",
-    "campaign campaign_mistakes config crossings documents egress enos_import enos_network enos_provider"
-    " enos_reading enos_sites fields g5k_request inventory mistakes own_tasks patch_series rally records report"
-    " request_counts rtts schema seed service_variables smoke software stats topology traces unified_diff vagrant_plan"
-    " variables wan wan_readback wan_verdict wording",
-    "acceleration ansible apt_archive bench box cgroups clients clocks cloud_probe code_proof code_recorder containers"
-    " contents derived egress_hosts enoslib_calls enoslib_environment enoslib_g5k enoslib_roles enoslib_vagrant"
-    " enoslib_worker first_login git_trees given_host guest host_cleaner host_environments host_packages"
-    " hypervisor image image_content installed_code interruption machine machine_calls machine_plans measure nested"
-    " nested_machine nesting nspawn package_index packages probe proof provenance providers rally_process"
-    " remote sdists shaping shipping"
-    " site_networks site_proxy sources sql_capture stack tc_device trees uml_kernel wan_router wan_tunnels wan_uml"
-    " working_copy workspace",
-    "bookings box_commands builds cache commands count_acts doctor driver opening patch_commands phases progress"
-    " releasing"
-    " smoke_acts testbed wan_acts",
-    "__main__ cli",
+FLOORS = (
+    *("agent", "system", "experiment"),
+    *("cloud wan software testbeds", "hosts bench", "results driver"),
+    *("enos", "cli"),
 )
-"""Modules and subpackages from the bottom up. A module may import its own layer and those below."""
-SHIPPED = frozenset(
-    {
-        "cgroups",
-        "cloud_probe",
-        "code_proof",
-        "code_recorder",
-        "containers",
-        "given_host",
-        "host_cleaner",
-        "host_environments",
-        "host_packages",
-        "installed_code",
-        "machine",
-        "machine_plans",
-        "names",
-        "nested_machine",
-        "nspawn",
-        "probe",
-        "rally_process",
-        "site_networks",
-        "sql_capture",
-        "tc_device",
-        "uml_kernel",
-        "wan_router",
-        "wan_tunnels",
-        "wan_uml",
-    }
-)
-"""Modules that are sent to other machines: they import nothing but the standard library and each other."""
+"""Rooms from the ground up. A module imports its own room, and of rooms on lower floors the modules of their faces."""
+KNOWN = {
+    "driver/driver": "results",  # the report at the end of a run: the command line's to make
+    "software/cache": "testbeds",  # who uses what of the cache
+    "software/proof": "cloud",  # units and who runs them
+    "software/shipping": "cloud",  # environments that were given names; with `software`: goes with direct hosts
+    "software/software": "cloud",
+    "software/traces": "cloud",  # goes with direct hosts
+    "system/remote": "experiment",  # `write_ssh_config` reads a lease
+    "testbeds/enoslib_calls": "software",  # EnOSlib's environment: to be handed in
+    "testbeds/g5k": "software",  # the same
+    "testbeds/hypervisor": "software",  # how many lines an error quotes
+    "testbeds/static": "software",  # traces: goes with direct hosts
+    "testbeds/vagrant": "software",  # the box: to be handed in
+}
+"""Module -> rooms that it imports against that order still. None is added; who resolves one takes it out."""
+MOST_FACE_LINES = 40
+SHIPPED_BESIDES = frozenset({"cloud_probe", "installed_code"})
+"""Modules outside of the room `agent` that are sent elsewhere too: they import nothing but the standard library."""
 OUTSIDE_ENOSLIB = frozenset({"enoslib_calls", "enoslib_environment", "enoslib_roles"})
 """Modules about EnOSlib that run in this tool's own environment; all other `enoslib_*` run in EnOSlib's."""
 FORBIDDEN = frozenset({"env", "conf", "lab", "node", "nodes", "sweep", "trial", "manager"})
@@ -96,7 +69,7 @@ class Shape(NamedTuple):
     functions: tuple[tuple[str, int], ...]
     """(name, lines)"""
     imported: frozenset[str]
-    """Full names, also of imports inside functions; not what only type checkers see."""
+    """Full names, also of imports inside functions, and for type checkers alone."""
     defined: frozenset[str]
     """Names that it gives: of functions, classes, arguments, variables and attributes; not keywords it passes."""
     classes: frozenset[str]
@@ -129,24 +102,23 @@ def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
+def room_of(path: Path) -> str:
+    """`system` for discovery_deploy/system/errors.py; "" for what is in no room."""
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
 def name_of(path: Path) -> str:
-    """`errors` for discovery_deploy/system/errors.py, `providers` for all below discovery_deploy/providers/."""
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    """`system/errors` for discovery_deploy/system/errors.py."""
+    return str(path.relative_to(PACKAGE).with_suffix(""))
 
 
 def imported(parts: list[ast.AST]) -> Iterator[str]:
-    unseen = {id(part) for block in parts if _for_type_checkers(block) for part in ast.walk(block)}
     for part in parts:
-        if id(part) in unseen:
-            continue
         if isinstance(part, ast.Import):
             yield from (alias.name for alias in part.names)
         elif isinstance(part, ast.ImportFrom):
             yield from (f"{'.' * part.level}{part.module}.{alias.name}" for alias in part.names)
-
-
-def _for_type_checkers(part: ast.AST) -> bool:
-    return isinstance(part, ast.If) and isinstance(part.test, ast.Name) and part.test.id == "TYPE_CHECKING"
 
 
 def defined_names(parts: list[ast.AST]) -> Iterator[str]:
@@ -168,14 +140,11 @@ def waits_without_limit(part: ast.AST) -> bool:
 
 
 @functools.cache
-def module_names() -> frozenset[str]:
-    return frozenset(name_of(path) for path in modules())
-
-
-def own_imports(path: Path) -> set[str]:
-    names = [name.split(".") for name in shape(path).imported]
-    own = [parts[1] if len(parts) > 1 else "__init__" for parts in names if parts[0] == "discovery_deploy"]
-    return {name if name in module_names() else "__init__" for name in own}
+def own_imports(path: Path) -> frozenset[tuple[str, str]]:
+    """Room, and module (or subpackage) in it, of what a file imports of this package; the room "" is the top."""
+    names = [name.split(".") for name in shape(path).imported if name != "discovery_deploy.__version__"]
+    own = [parts for parts in names if parts[0] == "discovery_deploy"]
+    return frozenset((parts[1], parts[2]) if (PACKAGE / parts[1]).is_dir() else ("", parts[1]) for parts in own)
 
 
 def foreign_imports(path: Path) -> set[str]:
@@ -183,23 +152,36 @@ def foreign_imports(path: Path) -> set[str]:
     return {name.split(".")[0] for name in shape(path).imported} - sys.stdlib_module_names - {"discovery_deploy"}
 
 
-@functools.cache
-def layer(name: str) -> int:
-    return next(number for number, names in enumerate(LAYERS) if name in names.split())
+def floor(room: str) -> int:
+    """From 0; what is in no room stands above all."""
+    return next((number for number, rooms in enumerate(FLOORS) if room in rooms.split()), len(FLOORS))
 
 
-def test_every_module_has_one_layer() -> None:
-    layered = " ".join(LAYERS).split()
-    assert module_names() - set(layered) == set()
-    assert len(layered) == len(set(layered))
+def face(room: str) -> set[str]:
+    """Modules that other rooms may import: a face is a docstring and this list, so that nothing is loaded for it."""
+    _, listed = ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8")).body
+    assert isinstance(listed, ast.Assign)
+    return set(ast.literal_eval(listed.value))
+
+
+def test_every_folder_is_a_room() -> None:
+    assert {room_of(path) for path in modules()} - {""} == set(" ".join(FLOORS).split())
 
 
 def test_imports_point_down() -> None:
     found = {}
     for path in modules():
-        up = {name for name in own_imports(path) if layer(name) > layer(name_of(path))}
-        found.update({str(path.relative_to(PACKAGE)): up} if up else {})
-    assert found == {}
+        rooms = {room for room, _ in own_imports(path)} - {room_of(path)}
+        up = {room for room in rooms if floor(room) >= floor(room_of(path))}
+        found.update({name_of(path): " ".join(sorted(up))} if up else {})
+    assert found == KNOWN
+
+
+def test_a_face_is_short_and_names_what_other_rooms_use() -> None:
+    for room in " ".join(FLOORS).split():
+        others = [path for path in modules() if room_of(path) != room]
+        assert face(room) == {module for path in others for home, module in own_imports(path) if home == room}, room
+        assert shape(PACKAGE / room / "__init__.py").lines <= MOST_FACE_LINES, room
 
 
 def test_imports_name_the_whole_path() -> None:
@@ -207,10 +189,14 @@ def test_imports_name_the_whole_path() -> None:
     assert found == []
 
 
+def shipped() -> list[Path]:
+    return [path for path in modules() if room_of(path) == "agent" or path.stem in SHIPPED_BESIDES]
+
+
 def test_what_is_shipped_needs_nothing_but_the_standard_library() -> None:
     found = {}
-    for path in filter(lambda path: name_of(path) in SHIPPED, modules()):
-        wrong = foreign_imports(path) | own_imports(path) - SHIPPED - {"__init__"}
+    for path in shipped():
+        wrong = foreign_imports(path) | {room for room, _ in own_imports(path)} - {"agent"}
         found.update({path.stem: wrong} if wrong else {})
     assert found == {}
 
@@ -223,18 +209,18 @@ def test_what_is_imported_is_declared() -> None:
 
 
 def in_enoslib(path: Path) -> bool:
-    return name_of(path).startswith("enoslib_") and name_of(path) not in OUTSIDE_ENOSLIB
+    return path.stem.startswith("enoslib_") and path.stem not in OUTSIDE_ENOSLIB
 
 
 def test_what_runs_beside_enoslib_finds_there_what_it_imports() -> None:
     locked = set(re.findall(r"^([a-z0-9-]+)==", (ROOT / "locks" / "enoslib.txt").read_text(), re.MULTILINE))
     for path in filter(in_enoslib, modules()):
         assert {BELONGS_TO.get(name, name) for name in foreign_imports(path)} - locked == set()
-        assert own_imports(path) <= {name_of(other) for other in modules() if in_enoslib(other)}
+        assert own_imports(path) <= {(room_of(other), other.stem) for other in modules() if in_enoslib(other)}
 
 
 def test_the_shipped_modules_are_found() -> None:
-    assert {"containers", "wan_router"} <= module_names() & SHIPPED
+    assert {"containers", "wan_router", *SHIPPED_BESIDES} <= {path.stem for path in shipped()}
 
 
 def test_files_and_functions_stay_small() -> None:
@@ -283,7 +269,7 @@ def test_the_repository_knows_no_path_of_a_machine_that_it_was_written_on() -> N
 
 
 def test_a_program_that_is_waited_for_has_a_limit_of_time() -> None:
-    assert {name_of(path) for path in modules() if shape(path).waits_without_limit} == set(UNLIMITED)
+    assert {path.stem for path in modules() if shape(path).waits_without_limit} == set(UNLIMITED)
 
 
 INTEGRATION = ROOT / "tests" / "integration"
