@@ -129,7 +129,7 @@ def test_the_architecture_names_every_module_and_every_exit_code() -> None:
     text = (DOCS / "architecture.md").read_text(encoding="utf-8")
     named = set(re.findall(r"`([a-z0-9_]+)/?`", text))
     package = ROOT / "discovery_deploy"
-    modules = {path.relative_to(package).parts[0].removesuffix(".py") for path in package.rglob("*.py")}
+    modules = {path.stem for path in package.rglob("*.py")}
     assert modules - named - {"__init__", "__main__"} == set()
     for kind in DiscoveryError.__subclasses__():
         assert f"| {kind.exit_code} | `{kind.__name__}` |" in text
