@@ -22,9 +22,9 @@ from typing import Any, TextIO
 
 from discovery_deploy.cloud.inventory import with_variables
 from discovery_deploy.cloud.variables import Variables
-from discovery_deploy.software.image import contained
 from discovery_deploy.system.data import data_directory
 from discovery_deploy.system.errors import PlaybookError
+from discovery_deploy.system.programs import contained
 
 Progress = Callable[[str], None]
 

@@ -22,8 +22,8 @@ from discovery_deploy.cloud.service_variables import BACKEND_PORT, SITE_DATABASE
 from discovery_deploy.cloud.topology import layout
 from discovery_deploy.driver.testbed import Testbed
 from discovery_deploy.system.errors import ExperimentError, MeasurementError, TestbedError
+from discovery_deploy.system.files import now
 from discovery_deploy.system.remote import Remote
-from discovery_deploy.system.workspace import now
 
 SOCKETS = {BACKEND_PORT: "/run/mysqld/mysqld.sock", SITE_DATABASE_PORT: "/run/site-mariadb/mysqld.sock"}
 """Port of a MariaDB -> the socket on which it answers its host's root."""

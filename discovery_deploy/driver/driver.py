@@ -30,7 +30,8 @@ from discovery_deploy.experiment.model import Experiment, Scenario
 from discovery_deploy.software.inputs import digest
 from discovery_deploy.software.records import ProjectRecord, Software
 from discovery_deploy.system.errors import MeasurementError
-from discovery_deploy.system.workspace import Reading, now
+from discovery_deploy.system.files import now
+from discovery_deploy.system.workspace import Reading
 from discovery_deploy.wan import wan
 
 if TYPE_CHECKING:

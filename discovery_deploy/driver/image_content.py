@@ -11,9 +11,10 @@ from pathlib import Path
 
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.hosts import nesting
-from discovery_deploy.software.image import Variant, digest, image_hash, variant
+from discovery_deploy.software.image import Variant, image_hash, variant
 from discovery_deploy.software.records import ImageRecord, Images, changes
 from discovery_deploy.system.errors import StateError
+from discovery_deploy.system.files import digest
 from discovery_deploy.system.progress import Progress
 from discovery_deploy.system.workspace import Workspace
 

@@ -15,10 +15,11 @@ from discovery_deploy.software.patches import sources
 from discovery_deploy.software.patches.sources import Resolver, SourcesError
 from discovery_deploy.system import workspace as workspaces
 from discovery_deploy.system.errors import ExperimentError, StateError
+from discovery_deploy.system.files import write_file
 from discovery_deploy.system.mistake import Mistake, Place
 from discovery_deploy.system.progress import Progress
 from discovery_deploy.system.strict import Strict
-from discovery_deploy.system.workspace import Workspace, is_workspace, refuse_path, results_directory, write_file
+from discovery_deploy.system.workspace import Workspace, is_workspace, refuse_path, results_directory
 
 COPY = "experiment.yaml"
 """The workspace keeps the experiment file as it was at the last run."""

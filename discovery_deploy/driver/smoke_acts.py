@@ -13,8 +13,8 @@ from discovery_deploy.cloud.inventory import HOST_PYTHON
 from discovery_deploy.driver import wan_acts
 from discovery_deploy.driver.testbed import Testbed
 from discovery_deploy.system.errors import DiscoveryError, MeasurementError
+from discovery_deploy.system.files import now
 from discovery_deploy.system.remote import side_by_side
-from discovery_deploy.system.workspace import now
 from discovery_deploy.wan.wan import WanReport
 
 SSH_MARGIN_S = 30.0

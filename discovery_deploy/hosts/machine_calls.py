@@ -30,9 +30,9 @@ from discovery_deploy.agent import (
     wan_tunnels,
     wan_uml,
 )
-from discovery_deploy.software.image import digest
 from discovery_deploy.system import interruption
 from discovery_deploy.system.errors import PlaybookError, TestbedError
+from discovery_deploy.system.files import digest
 from discovery_deploy.system.remote import SSH_FAILED, Remote
 
 Progress = Callable[[str], None]

@@ -26,10 +26,11 @@ from discovery_deploy.hosts.machine_calls import IMAGE_LIMIT_S, UP_LIMIT_S, Call
 from discovery_deploy.software import shipping
 from discovery_deploy.software.software import hosts_environments
 from discovery_deploy.system.errors import StateError, TestbedError
+from discovery_deploy.system.files import write_file
 from discovery_deploy.system.progress import Progress
 from discovery_deploy.system.remote import Remote, remove_control_sockets, side_by_side, write_ssh_config
 from discovery_deploy.system.strict import Strict
-from discovery_deploy.system.workspace import Workspace, write_file
+from discovery_deploy.system.workspace import Workspace
 from discovery_deploy.testbeds import local
 from discovery_deploy.testbeds.base import HOLDER, BookingProvider, Lack, ProviderInterface, folder_of, noted_holder
 

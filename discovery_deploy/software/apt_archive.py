@@ -12,16 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from discovery_deploy.software.guest import apt_options
-from discovery_deploy.software.image import (
-    FULL_PACKAGES,
-    PACKAGES,
-    Variant,
-    apt_acquire_options,
-    digest,
-    image_hash,
-    made_once,
-)
+from discovery_deploy.software.image import FULL_PACKAGES, PACKAGES, Variant, apt_acquire_options, image_hash
 from discovery_deploy.software.stack import build_inside
+from discovery_deploy.system.files import digest, made_once
 from discovery_deploy.system.progress import Progress
 from discovery_deploy.system.strict import Strict
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from discovery_deploy.agent import machine
 from discovery_deploy.software import image
-from discovery_deploy.system import interruption
+from discovery_deploy.system import files, interruption, programs
 from discovery_deploy.system.errors import TestbedError
 from discovery_deploy.system.progress import Progress
 
@@ -125,7 +125,7 @@ def hooks() -> tuple[str, ...]:
 
 def box_hash() -> str:
     """Hash of the recipe; the day of the bake is not in it."""
-    return image.digest(image.image_hash(), hooks(), BUILD, VAGRANTFILE, DISK_GB)
+    return files.digest(image.image_hash(), hooks(), BUILD, VAGRANTFILE, DISK_GB)
 
 
 def box_version(hash_: str) -> str:
@@ -177,19 +177,19 @@ def build(cache: Path, progress: Progress) -> Path:
         (directory / "Vagrantfile").write_text(VAGRANTFILE, encoding="utf-8")
         (directory / "catalog.json").write_text(catalog(target / f"{NAME}.box", box_version(target.name)))
         (directory / "keys").write_text(vagrant_public_keys(), encoding="utf-8")
-        log = image.private_folder(cache / "logs") / f"box-{target.name}.log"
+        log = files.private_folder(cache / "logs") / f"box-{target.name}.log"
         variables = {
             **os.environ, "DIRECTORY": str(directory), "BOX": f"{NAME}.box", "DISK": f"{DISK_GB}G",
             "KEYS": str(directory / "keys"),
         }  # fmt: skip
-        told = image.steps(r"^I: (installing|extracting|down|packing).*", progress)
+        told = programs.steps(r"^I: (installing|extracting|down|packing).*", progress)
         with image.apt_options_file() as options:
             bake = image.bake_command(directory / "root", options, base, hooks())
-            command = image.contained(["/bin/sh", "-euc", BUILD, "build", *bake])
+            command = programs.contained(["/bin/sh", "-euc", BUILD, "build", *bake])
             sources = image.sources_text(image.apt_sources())
-            image.run_logged(command, log, "the build of the box", told, variables, stdin=sources)
+            programs.run_logged(command, log, "the build of the box", told, variables, stdin=sources)
 
-    return image.made_once(target, make, "the box", progress)
+    return files.made_once(target, make, "the box", progress)
 
 
 def vagrant_public_keys() -> str:
@@ -273,6 +273,6 @@ def _run(command: Sequence[str]) -> str:
         package = NEEDED.get(command[0], command[0])
         raise TestbedError(f"the command {command[0]} is missing", f"apt-get install -y {package}") from error
     if done.returncode:
-        said = "\n    ".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-image.KEPT_LINES :])
+        said = "\n    ".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-programs.KEPT_LINES :])
         raise TestbedError(f"`{shlex.join(command)}` failed:\n    {said}", "Mend the cause, then try again.")
     return done.stdout

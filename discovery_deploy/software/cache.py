@@ -260,7 +260,7 @@ def _mount_tables() -> str:
 
 @contextmanager
 def _nobody_makes(path: Path) -> Iterator[bool]:
-    """Holds the lock of an entry's maker (see `image.made_once`) where that is possible at once; whether it is held.
+    """Holds the lock of an entry's maker (see `files.made_once`) where that is possible at once; whether it is held.
 
     Files have no maker who would come back to them.
     """

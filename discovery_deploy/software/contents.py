@@ -17,7 +17,7 @@ from typing import IO, NamedTuple
 
 from discovery_deploy.agent.host_environments import Entry, entries_of, sha256_of
 from discovery_deploy.system.errors import TestbedError
-from discovery_deploy.system.workspace import write_file
+from discovery_deploy.system.files import write_file
 
 FOLDER = "contents"
 """Of the cache: lists of contents, and archives for as long as they are being sent."""

@@ -17,16 +17,15 @@ from pathlib import Path
 
 from discovery_deploy.agent import code_recorder
 from discovery_deploy.software import installed_code, stack
-from discovery_deploy.software.image import digest, made_once
 from discovery_deploy.software.patches.patch_series import REGULAR, SourceFile, Tree, canonical
 from discovery_deploy.software.patches.sources import ProjectCode
 from discovery_deploy.software.patches.trees import TreeError, write_tree
 from discovery_deploy.software.records import ProjectRecord
 from discovery_deploy.software.stack import HOST_DIRECTORY, HOST_PYTHON, Environment
 from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.files import digest, made_once, write_file
 from discovery_deploy.system.progress import Progress
 from discovery_deploy.system.strict import Strict
-from discovery_deploy.system.workspace import write_file
 
 RECIPE = 1
 """Raise it when what is built from the same input changes."""

@@ -9,8 +9,9 @@ import os
 import sys
 from pathlib import Path
 
-from discovery_deploy.software.image import digest, made_once, private_folder, run_logged
 from discovery_deploy.software.stack import index_variables, lock_text, lock_versions, uv_program
+from discovery_deploy.system.files import digest, made_once, private_folder
+from discovery_deploy.system.programs import run_logged
 from discovery_deploy.system.progress import Progress
 
 RECIPE = 1

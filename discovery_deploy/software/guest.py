@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from discovery_deploy.software.image import apt_acquire_options, digest, made_once
+from discovery_deploy.software.image import apt_acquire_options
 from discovery_deploy.software.stack import CERTIFICATES, Environment, build_inside
+from discovery_deploy.system.files import digest, made_once
 from discovery_deploy.system.progress import Progress
 
 RECIPE = 1

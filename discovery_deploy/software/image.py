@@ -2,33 +2,24 @@
 
 There are two: `base` has what Keystone alone needs, and `full` is the same with what OpenStack's other services need
 besides. Everything that is built is built in the former, so that it is built once.
-
-Also the ground for everything in the cache: `made_once` (content-addressed, atomic, one maker at a time) and
-`run_logged` (a program that dies with the driver, whose output is kept and quoted when it fails).
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
-import os
 import re
 import shlex
-import shutil
-import signal
 import subprocess
 import tempfile
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
-from discovery_deploy.agent.machine import private
 from discovery_deploy.software.seed import content_for
 from discovery_deploy.system import interruption
 from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.files import digest, made_once, private_folder
+from discovery_deploy.system.programs import contained, run_logged, steps
 from discovery_deploy.system.progress import Progress
 
 Variant = Literal["base", "full"]
@@ -84,17 +75,8 @@ FULL_HOOKS = (
     'rm -f "$1"/etc/libvirt/qemu/networks/autostart/* "$1/var/lib/rabbitmq/.erlang.cookie"',
 )
 """How a base tree becomes a full one."""
-LIMIT_S = 3600.0
-"""For a bake or a build. One that hangs holds the lock of what it makes, for which all others wait."""
 APT_LIMIT_S = 120.0
 """For asking apt how it is configured."""
-KEPT_LINES = 12
-"""Lines of a failed program's output that its error quotes."""
-
-
-def digest(*parts: object) -> str:
-    """Short stable hash (16 hex digits of SHA-256) of JSON-able values."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def variant(services: Sequence[str]) -> Variant:
@@ -167,11 +149,6 @@ def sources_text(sources: Mapping[str, str]) -> str:
     return "".join(f"deb {address} {suite} main\n" for suite, address in sources.items())
 
 
-def without_passwords(text: str) -> str:
-    """A text whose addresses have no user names and passwords. Pure."""
-    return re.sub(r"//[^/\s]*@", "//", text)
-
-
 def apt_sources() -> dict[str, str]:
     """Suite -> archive of the image: as this machine reaches them, else Debian's own addresses."""
     form = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
@@ -213,167 +190,3 @@ def apt_options_file() -> Iterator[Path]:
         file.write("".join(f"{line}\n" for line in apt_acquire_options()))
         file.flush()
         yield Path(file.name)
-
-
-def private_folder(path: Path) -> Path:
-    """A folder of the cache that nobody else may enter, made when missing. Raises TestbedError.
-
-    Images have hosts' set-uid programs and users' numbers, which are other users' here.
-    """
-    try:
-        private(path)
-    except OSError as error:
-        raise TestbedError(
-            f"{path}: {error.strerror}",
-            "Become root, which images need (`sudo -i`)." if os.geteuid() else "Choose another DISCOVERY_DEPLOY_CACHE.",
-        ) from error
-    return path
-
-
-def made_once(target: Path, make: Callable[[Path], None], what: str, progress: Progress) -> Path:
-    """`target`, made by `make(temporary)` when it is not there; atomic, and by one process at a time.
-
-    What a killed maker left is removed by the next one, which holds the same lock.
-
-    Raises:
-        TestbedError: the cache cannot be written, or `make` raised it; nothing half-made stays.
-    """
-    if target.is_dir():
-        return target
-    temporary = target.parent / f".{target.name}.partial"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with (target.parent / f".{target.name}.lock").open("w") as lock:
-            _take(lock.fileno(), what, progress)
-            if not target.is_dir():
-                _remove(temporary)
-                try:
-                    make(temporary)
-                    # What is renamed must be on the disk: after a loss of power it would count as made, and be empty.
-                    os.sync()
-                    temporary.rename(target)
-                finally:
-                    _remove(temporary)
-    except OSError as error:
-        raise TestbedError(
-            f"{what}: {error.filename or target.parent}: {error.strerror}",
-            "Become root, which builds need (`sudo -i`)."
-            if os.geteuid() != 0
-            else "Free space or mend the permissions of the cache, or choose another with DISCOVERY_DEPLOY_CACHE.",
-        ) from error
-    return target
-
-
-def _take(lock: int, what: str, progress: Progress) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        progress(f"waiting for another process that makes {what}")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-
-
-def _remove(tree: Path) -> None:
-    if tree.exists():
-        shutil.rmtree(tree)
-
-
-def contained(command: Sequence[str]) -> list[str]:
-    """`command` in mount and process namespaces of its own: mounts and processes end with it, and it with us."""
-    inner = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *command]
-    return ["setpriv", "--pdeathsig", "KILL", *inner]
-
-
-def steps(pattern: str, progress: Progress) -> Callable[[str], None]:
-    """Takes lines of output and passes on those that match, without their first word when it is a level."""
-
-    def take(line: str) -> None:
-        if re.match(pattern, line):
-            progress(re.sub(r"^[IWE]: ", "", line))
-
-    return take
-
-
-@contextmanager
-def _ended_after(limit_s: float, process: subprocess.Popen[str], late: threading.Event) -> Iterator[None]:
-    """Ends a process, with all of its group, at the end of the block or when the time is over, which sets `late`."""
-
-    def end() -> None:
-        late.set()
-        _kill(process)
-
-    clock = threading.Timer(limit_s, end)
-    clock.daemon = True
-    clock.start()
-    try:
-        yield
-    except BaseException:
-        _kill(process)
-        raise
-    finally:
-        clock.cancel()
-
-
-def _kill(process: subprocess.Popen[str]) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-@contextmanager
-def _readable(text: str) -> Iterator[IO[bytes]]:
-    """A nameless file of this text, to be read from its beginning."""
-    with tempfile.TemporaryFile() as file:
-        file.write(text.encode())
-        file.seek(0)
-        yield file
-
-
-def run_logged(
-    command: Sequence[str],
-    log: Path,
-    what: str,
-    line_taken: Callable[[str], None],
-    environment: Mapping[str, str] | None = None,
-    limit_s: float = LIMIT_S,
-    stdin: str = "",
-) -> None:
-    """Run a program to its end; all it says goes to `log` (mode 0600) and, line by line, to `line_taken`.
-
-    Addresses that it says lose their passwords; those that it needs are given on its standard input.
-
-    Raises:
-        TestbedError: it cannot be started, failed, or was still running after `limit_s`; the end of its output is
-            quoted.
-    """
-    if os.geteuid() != 0:
-        raise TestbedError(f"{what} needs root", "Run as root.")
-    lines: list[str] = []
-    late = threading.Event()
-    try:
-        log.unlink(missing_ok=True)
-        log.touch(mode=0o600)
-        with log.open("w", encoding="utf-8") as kept, _readable(stdin) as given, subprocess.Popen(
-            command, stdin=given, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, errors="replace", env=environment, start_new_session=True,
-        ) as process, _ended_after(limit_s, process, late):  # fmt: skip
-            assert process.stdout is not None
-            kept.write(f"$ {shlex.join(command)}\n")
-            with interruption.watched(process):
-                for said in process.stdout:
-                    line = without_passwords(said)
-                    kept.write(line)
-                    lines = [*lines[1 - KEPT_LINES :], line.rstrip()]
-                    line_taken(line.rstrip())
-                process.wait()
-    except FileNotFoundError as error:
-        raise TestbedError(f"{what}: {error.filename} is not installed", f"apt-get install {error.filename}") from error
-    if process.returncode or late.is_set():
-        tail = "\n    ".join(lines) or "(no output)"
-        if late.is_set():
-            advice = "See in the log what it waited for (a proxy, an archive), then run again."
-            raise TestbedError(f"{what} timed out after {limit_s:g} s (log: {log}):\n    {tail}", advice)
-        if any("No space left on device" in line for line in lines):
-            raise TestbedError(f"{what} failed: the disk is full:\n    {tail}", "Free space, then run again.")
-        missing = re.search(r"failed to execute (\S+): No such file", tail)
-        if missing:
-            raise TestbedError(f"{what}: {missing[1]} is not installed", f"apt-get install {missing[1]}")
-        raise TestbedError(f"{what} failed (log: {log}):\n    {tail}", "Mend the cause, then run again.")

@@ -23,11 +23,12 @@ from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.experiment.provider_models import Local
 from discovery_deploy.software.contents import FOLDER, Contents, contents, write_archive
-from discovery_deploy.software.image import digest, variant
+from discovery_deploy.software.image import variant
 from discovery_deploy.software.packages import Packages, install_packages, remove_packages
 from discovery_deploy.software.records import HostSoftware
 from discovery_deploy.software.software import LOOK, host_problem, hosts_environments
 from discovery_deploy.system.errors import DiscoveryError, TestbedError
+from discovery_deploy.system.files import digest
 from discovery_deploy.system.progress import Progress
 from discovery_deploy.system.remote import Remote, side_by_side
 

@@ -15,18 +15,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from discovery_deploy.software.image import (
-    base_image,
-    contained,
-    digest,
-    image_hash,
-    made_once,
-    private_folder,
-    run_logged,
-)
+from discovery_deploy.software.image import base_image, image_hash
 from discovery_deploy.software.seed import Content, seed_script
 from discovery_deploy.system.data import data_directory
 from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.files import digest, made_once, private_folder
+from discovery_deploy.system.programs import contained, run_logged
 from discovery_deploy.system.progress import Progress
 from discovery_deploy.system.strict import Strict
 

@@ -6,9 +6,11 @@ It must not know any experiment.
 __all__ = [
     "data",
     "errors",
+    "files",
     "interruption",
     "mistake",
     "process_settings",
+    "programs",
     "progress",
     "remote",
     "site_proxy",

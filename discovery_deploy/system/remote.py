@@ -13,7 +13,8 @@ from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from discovery_deploy.system import interruption
 from discovery_deploy.system.errors import PlaybookError, TestbedError
-from discovery_deploy.system.workspace import Workspace, write_file
+from discovery_deploy.system.files import write_file
+from discovery_deploy.system.workspace import Workspace
 
 if TYPE_CHECKING:
     from discovery_deploy.experiment.lease import Lease

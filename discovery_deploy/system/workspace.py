@@ -13,10 +13,8 @@ import re
 import shlex
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +23,7 @@ from pydantic import ValidationError
 from discovery_deploy.agent.names import is_name
 from discovery_deploy.system import interruption
 from discovery_deploy.system.errors import StateError
+from discovery_deploy.system.files import now, write_file
 from discovery_deploy.system.strict import Strict, experiment_name
 
 Model = TypeVar("Model", bound=Strict)
@@ -45,36 +44,6 @@ OF_THE_HOSTS = (
 KEYGEN_LIMIT_S = 60.0
 IN_PATHS = r"[\w /.+@=()-]"
 """What may stand in the path of a workspace that is worked in."""
-
-
-def now() -> str:
-    """The present time, ISO 8601 with milliseconds, UTC."""
-    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-
-
-def write_file(path: Path, text: str, mode: int = 0o644) -> None:
-    """Replace a file atomically; it never exists with other permissions or with half of the text.
-
-    Raises:
-        StateError: the disk is full or the folder not writable; the old file is still there.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            os.fchmod(handle, mode)
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise StateError(
-            f"{path}: cannot be written: {error.strerror}", "Free space or mend the permissions, then run again."
-        ) from error
 
 
 def results_directory() -> Path:

@@ -24,9 +24,9 @@ from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.software import enoslib_environment
 from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.files import write_file
 from discovery_deploy.system.progress import Progress
 from discovery_deploy.system.strict import Strict
-from discovery_deploy.system.workspace import write_file
 from discovery_deploy.testbeds import g5k_request
 from discovery_deploy.testbeds.base import HOLDER, Lack, folder_of, noted_holder
 from discovery_deploy.testbeds.enoslib_calls import Enoslib

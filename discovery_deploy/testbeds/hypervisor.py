@@ -13,8 +13,8 @@ import xml.etree.ElementTree
 from contextlib import suppress
 from typing import Protocol
 
-from discovery_deploy.software.image import KEPT_LINES
 from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.programs import KEPT_LINES
 
 LIMIT_S = 60.0
 PACKAGES = {"virsh": "libvirt-clients", "VBoxManage": "virtualbox"}

@@ -25,10 +25,10 @@ from discovery_deploy.software.traces import traces
 from discovery_deploy.system import interruption
 from discovery_deploy.system.data import data_directory
 from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.files import write_file
 from discovery_deploy.system.progress import Progress
 from discovery_deploy.system.remote import SSH_FAILED, side_by_side
 from discovery_deploy.system.strict import Strict
-from discovery_deploy.system.workspace import write_file
 from discovery_deploy.testbeds import static_ssh
 from discovery_deploy.testbeds.base import HOLDER, Lack, folder_of, noted_holder
 from discovery_deploy.testbeds.local import state_directory

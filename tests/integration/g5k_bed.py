@@ -15,7 +15,7 @@ from typing import Any
 from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.software import enoslib_environment, stack
-from discovery_deploy.software.image import contained
+from discovery_deploy.system.programs import contained
 from discovery_deploy.system.remote import Remote, ssh_config_text
 from discovery_deploy.testbeds.g5k import G5kProvider
 from tests.fake_g5k.api import ACCOUNTS

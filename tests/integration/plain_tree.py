@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from discovery_deploy.software import image
+from discovery_deploy.system import files, programs
 
 PACKAGES = ("systemd", "systemd-sysv", "openssh-server", "python3")
 HOOKS = (
@@ -23,8 +24,8 @@ def plain_tree(cache: Path) -> Path:
         log, sources = cache / "logs" / "plain.log", image.sources_text(image.apt_sources())
         (cache / "logs").mkdir(exist_ok=True)
         with image.apt_options_file() as apt:
-            command = image.contained(["mmdebstrap", *options, f"--aptopt={apt}", image.RELEASE, str(tree), "-"])
-            image.run_logged(command, log, "the bake of a plain Debian", lambda line: None, stdin=sources)
+            command = programs.contained(["mmdebstrap", *options, f"--aptopt={apt}", image.RELEASE, str(tree), "-"])
+            programs.run_logged(command, log, "the bake of a plain Debian", lambda line: None, stdin=sources)
 
-    name = f"plain-{image.digest(image.RELEASE, PACKAGES, HOOKS)}"
-    return image.made_once(cache / "images" / name, bake, "a plain Debian", print)
+    name = f"plain-{files.digest(image.RELEASE, PACKAGES, HOOKS)}"
+    return files.made_once(cache / "images" / name, bake, "a plain Debian", print)

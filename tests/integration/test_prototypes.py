@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from discovery_deploy.software import stack
-from discovery_deploy.software.image import contained
 from discovery_deploy.system.data import data_directory
+from discovery_deploy.system.programs import contained
 
 pytestmark = pytest.mark.integration
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from discovery_deploy.cli.cli import app
-from discovery_deploy.software.image import digest
 from discovery_deploy.software.patches import trees
 from discovery_deploy.software.patches.patch_series import LINK, REGULAR, SourceFile
 from discovery_deploy.software.patches.sdists import SdistError, sdist_tree
 from discovery_deploy.system.errors import ExperimentError
+from discovery_deploy.system.files import digest
 
 EXPERIMENT = """\
 name: f05

@@ -14,8 +14,8 @@ from discovery_deploy.bench.records import HostFacts, RunRecord
 from discovery_deploy.driver.driver import Driver
 from discovery_deploy.driver.phases import State
 from discovery_deploy.driver.testbed import Testbed
-from discovery_deploy.software import image
 from discovery_deploy.software.records import Software
+from discovery_deploy.system import files
 from discovery_deploy.system.errors import StateError
 from discovery_deploy.system.strict import Strict
 from discovery_deploy.system.workspace import Workspace
@@ -171,5 +171,5 @@ def test_a_plan_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, acts: lis
 
 
 def test_what_is_made_once_is_on_the_disk_before_it_counts_as_made(tmp_path: Path, acts: list[str]) -> None:
-    image.made_once(tmp_path / "images" / "abc", Path.mkdir, "an image", print)
+    files.made_once(tmp_path / "images" / "abc", Path.mkdir, "an image", print)
     assert acts == ["sync", "rename .abc.partial"]

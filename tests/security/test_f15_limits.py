@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from discovery_deploy.experiment import documents
-from discovery_deploy.software import contents, image
+from discovery_deploy.software import contents
 from discovery_deploy.software.patches import git_trees, sdists, trees
 from discovery_deploy.software.patches.git_trees import GitError, git, tree_of_checkout, tree_of_commit
+from discovery_deploy.system import files, programs
 from discovery_deploy.system.errors import TestbedError
 
 
@@ -135,17 +136,17 @@ def test_a_git_server_that_says_nothing_is_not_waited_for(
 
 def test_a_build_that_hangs_ends_and_gives_the_lock_back(tmp_path: Path) -> None:
     """Also one whose child lives in a session of its own and holds its output."""
-    command = image.contained(["sh", "-c", "echo waiting for a proxy; setsid sleep 600 & sleep 600"])
+    command = programs.contained(["sh", "-c", "echo waiting for a proxy; setsid sleep 600 & sleep 600"])
     target = tmp_path / "made"
 
     def hang(partial: Path) -> None:
-        image.run_logged(command, tmp_path / "log", "the build", lambda line: None, limit_s=1.0)
+        programs.run_logged(command, tmp_path / "log", "the build", lambda line: None, limit_s=1.0)
 
     with within(15), pytest.raises(TestbedError, match=r"the build timed out after 1 s[^\0]*waiting for a proxy"):
-        image.made_once(target, hang, "it", lambda line: None)
+        files.made_once(target, hang, "it", lambda line: None)
     made: list[Path] = []
     other = threading.Thread(
-        target=lambda: made.append(image.made_once(target, lambda path: path.mkdir(), "it", lambda line: None)),
+        target=lambda: made.append(files.made_once(target, lambda path: path.mkdir(), "it", lambda line: None)),
         daemon=True,
     )
     other.start()

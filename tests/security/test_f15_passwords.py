@@ -9,6 +9,7 @@ import pytest
 
 from discovery_deploy.software import derived, image
 from discovery_deploy.software.records import ProjectRecord
+from discovery_deploy.system import programs
 
 SECRET = "hunter2"
 MMDEBSTRAP = """\
@@ -82,4 +83,4 @@ def test_only_builds_that_are_online_are_told_the_index() -> None:
 @pytest.mark.parametrize("password", ["plain", "p@ss@word", "per%40cent"])
 def test_no_part_of_a_password_is_left_in_what_is_said(password: str) -> None:
     said = f"E: http://joe:{password}@archive.example.org/debian of ftp://other.example.org/x"
-    assert image.without_passwords(said) == "E: http://archive.example.org/debian of ftp://other.example.org/x"
+    assert programs.without_passwords(said) == "E: http://archive.example.org/debian of ftp://other.example.org/x"

@@ -30,7 +30,6 @@ KNOWN = {
     "system/remote": "experiment",  # `write_ssh_config` reads a lease
     "testbeds/enoslib_calls": "software",  # EnOSlib's environment: to be handed in
     "testbeds/g5k": "software",  # the same
-    "testbeds/hypervisor": "software",  # how many lines an error quotes
     "testbeds/static": "software",  # traces: goes with direct hosts
     "testbeds/vagrant": "software",  # the box: to be handed in
 }

@@ -29,9 +29,9 @@ from packaging.utils import InvalidSdistFilename, parse_sdist_filename
 from packaging.version import InvalidVersion, Version
 
 from discovery_deploy.software import stack
-from discovery_deploy.software.image import without_passwords
 from discovery_deploy.software.patches.patch_series import canonical
 from discovery_deploy.software.patches.trees import MOST_BYTES
+from discovery_deploy.system.programs import without_passwords
 
 DEFAULT_INDEX = "https://pypi.org/simple"
 DOWNLOAD_LIMIT_S = 300.0

@@ -15,7 +15,6 @@ from discovery_deploy.agent.host_environments import sha256_of
 from discovery_deploy.experiment.model import Deployment
 from discovery_deploy.experiment.source_model import Source
 from discovery_deploy.software import stack
-from discovery_deploy.software.image import digest, made_once
 from discovery_deploy.software.patches.git_trees import GitError, commit_of, mirror, tree_of_checkout, tree_of_commit
 from discovery_deploy.software.patches.patch_series import (
     SERIES,
@@ -31,6 +30,7 @@ from discovery_deploy.software.patches.patch_series import (
 )
 from discovery_deploy.software.patches.sdists import VERSION, SdistError, sdist_tree, sdist_version
 from discovery_deploy.software.records import ProjectRecord
+from discovery_deploy.system.files import digest, made_once
 from discovery_deploy.system.mistake import Mistake
 from discovery_deploy.system.progress import Progress
 

@@ -11,9 +11,10 @@ import pytest
 
 from discovery_deploy.agent import machine
 from discovery_deploy.experiment.services import SERVICES
-from discovery_deploy.software import box, builds, cache, derived, enoslib_environment, image
+from discovery_deploy.software import box, builds, cache, derived, enoslib_environment
 from discovery_deploy.software.patches import git_trees
 from discovery_deploy.software.records import ProjectRecord
+from discovery_deploy.system import files
 from discovery_deploy.system.errors import TestbedError
 
 
@@ -129,7 +130,7 @@ def test_what_somebody_makes_or_has_mounted_stays(place: Path, monkeypatch: pyte
 
 def test_a_pruned_thing_is_made_again(place: Path) -> None:
     cache.prune(place)
-    made = image.made_once(place / "images" / "old", lambda path: path.mkdir(), "it", lambda line: None)
+    made = files.made_once(place / "images" / "old", lambda path: path.mkdir(), "it", lambda line: None)
     assert made.is_dir()
 
 
