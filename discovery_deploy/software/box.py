@@ -9,13 +9,12 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
 from discovery_deploy.agent import machine
 from discovery_deploy.software import image
-from discovery_deploy.system import files, interruption, programs
+from discovery_deploy.system import files, programs
 from discovery_deploy.system.errors import TestbedError
 from discovery_deploy.system.progress import Progress
 
@@ -264,15 +263,6 @@ def vagrant(*arguments: str) -> str:
 
 
 def _run(command: Sequence[str]) -> str:
-    try:
-        done = interruption.run(command, None, COMMAND_LIMIT_S, directory=Path("/"))  # with no Vagrantfile there
-    except subprocess.TimeoutExpired:
-        what = f"`{shlex.join(command)}` timed out after {COMMAND_LIMIT_S:g} s"
-        raise TestbedError(what, "Is another Vagrant at work? Look with `ps`, then run again.") from None
-    except FileNotFoundError as error:
-        package = NEEDED.get(command[0], command[0])
-        raise TestbedError(f"the command {command[0]} is missing", f"apt-get install -y {package}") from error
-    if done.returncode:
-        said = "\n    ".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-programs.KEPT_LINES :])
-        raise TestbedError(f"`{shlex.join(command)}` failed:\n    {said}", "Mend the cause, then try again.")
-    return done.stdout
+    package = NEEDED.get(command[0], command[0])
+    late = "Is another Vagrant at work? Look with `ps`, then run again."
+    return programs.output(command, COMMAND_LIMIT_S, package, late, directory=Path("/"))  # with no Vagrantfile there

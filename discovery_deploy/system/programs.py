@@ -31,6 +31,39 @@ def without_passwords(text: str) -> str:
     return re.sub(r"//[^/\s]*@", "//", text)
 
 
+def output(
+    command: Sequence[str],
+    limit_s: float,
+    package: str = "",
+    when_late: str = "See with `ps` what it waits for, then run again.",
+    environment: Mapping[str, str] | None = None,
+    directory: Path | None = None,
+) -> str:
+    """Run a program without input to its end; its standard output.
+
+    Args:
+        command: the words of its command line.
+        limit_s: how long it may take.
+        package: of Debian, with the program; default: the program's name.
+        when_late: advice for the case that it takes longer.
+        environment: of the program; None: this process's.
+        directory: in which it works; None: this process's.
+    Raises:
+        TestbedError: it is not installed, failed (its last lines are quoted), or took longer than `limit_s` seconds.
+    """
+    try:
+        done = interruption.run(command, None, limit_s, environment, directory)
+    except FileNotFoundError as error:
+        advice = f"apt-get install -y {package or command[0]}"
+        raise TestbedError(f"the command {command[0]} is missing", advice) from error
+    except subprocess.TimeoutExpired as error:
+        raise TestbedError(f"`{shlex.join(command)}` timed out after {limit_s:g} s", when_late) from error
+    if done.returncode:
+        said = "\n    ".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-KEPT_LINES:])
+        raise TestbedError(f"`{shlex.join(command)}` failed:\n    {said}", "Mend the cause, then try again.")
+    return done.stdout
+
+
 def contained(command: Sequence[str]) -> list[str]:
     """`command` in mount and process namespaces of its own: mounts and processes end with it, and it with us."""
     inner = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *command]

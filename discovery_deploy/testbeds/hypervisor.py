@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
-import subprocess
 import xml.etree.ElementTree
 from contextlib import suppress
 from typing import Protocol
 
+from discovery_deploy.system import programs
 from discovery_deploy.system.errors import TestbedError
-from discovery_deploy.system.programs import KEPT_LINES
 
 LIMIT_S = 60.0
 PACKAGES = {"virsh": "libvirt-clients", "VBoxManage": "virtualbox"}
@@ -175,19 +173,5 @@ def _virsh(*arguments: str) -> str:
 
 def _ask(*command: str) -> str:
     """What a command prints. Raises TestbedError: it is missing, failed, or took longer than `LIMIT_S`."""
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=LIMIT_S, check=False,
-            env={**os.environ, "LC_ALL": "C"},
-        )  # fmt: skip
-    except FileNotFoundError as error:
-        advice = f"apt-get install -y {PACKAGES[command[0]]}"
-        raise TestbedError(f"the command {command[0]} is missing", advice) from error
-    except subprocess.TimeoutExpired as error:
-        raise TestbedError(
-            f"`{shlex.join(command)}` timed out after {LIMIT_S:g} s", "Look at what runs the machines."
-        ) from error
-    if done.returncode:
-        said = "\n    ".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-KEPT_LINES:])
-        raise TestbedError(f"`{shlex.join(command)}` failed:\n    {said}", "Mend the cause, then try again.")
-    return done.stdout
+    variables = {**os.environ, "LC_ALL": "C"}
+    return programs.output(command, LIMIT_S, PACKAGES[command[0]], "Look at what runs the machines.", variables)

@@ -51,3 +51,18 @@ def test_what_runs_contained_ends_with_the_driver(tmp_path: Path) -> None:
     driver.kill()
     assert driver.stdout.read() == ""  # the end of the pipe: nobody who could write is left
     driver.wait()
+
+
+def test_what_a_program_prints_is_given() -> None:
+    assert programs.output(["sh", "-c", "echo heard; echo said >&2; pwd"], 10, directory=Path("/")) == "heard\n/\n"
+
+
+def test_a_program_that_gives_no_output_says_why() -> None:
+    with pytest.raises(TestbedError, match=r"`sh -c 'echo no >&2; exit 3'` failed:\n    no\n"):
+        programs.output(["sh", "-c", "echo no >&2; exit 3"], 10)
+    with pytest.raises(TestbedError, match="the command no-such-program is missing") as caught:
+        programs.output(["no-such-program"], 10, package="a-package")
+    assert caught.value.advice == "apt-get install -y a-package"
+    with pytest.raises(TestbedError, match=r"`sleep 60` timed out after 0.1 s") as caught:
+        programs.output(["sleep", "60"], 0.1, when_late="Wait.")
+    assert caught.value.advice == "Wait."
