@@ -31,6 +31,10 @@ MARK = ".discovery-deploy"
 _MARK_TEXT = "Made by discovery-deploy: `discovery-deploy release` removes this directory with all in it.\n"
 
 
+LOCK_PAUSE_S = 0.02
+"""Between two attempts to take a lock that another process holds."""
+
+
 class MachineError(Exception):
     """Something on this machine is not as it must be.
 
@@ -62,6 +66,7 @@ def run(
             input=text,
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=limit_s,
             close_fds=not keeps_lock,
             env={**os.environ, "LC_ALL": "C"},
@@ -104,7 +109,11 @@ def hold(directory: Path, wait_s: float = 20, own: bool = False) -> Iterator[Non
         except FileNotFoundError:
             continue  # its last holder has just removed it
         try:
-            _lock(descriptor, directory, end)
+            if not lock(descriptor, max(end - time.monotonic(), 0)):
+                raise MachineError(
+                    f"{directory} is in use by process {_holder(descriptor) or 'unknown'}",
+                    "wait until it has ended, or end it",
+                )
             if _is_still(directory, descriptor):
                 os.set_inheritable(descriptor, True)
                 yield
@@ -113,20 +122,26 @@ def hold(directory: Path, wait_s: float = 20, own: bool = False) -> Iterator[Non
             os.close(descriptor)
 
 
-def _lock(descriptor: int, directory: Path, end: float) -> None:
+def lock(descriptor: int, wait_s: float = 0) -> bool:
+    """Take the lock of an open file or directory (flock); it is given back when that is closed.
+
+    Args:
+        descriptor: of the open file.
+        wait_s: how long another process may hold it, in seconds; `math.inf`: for ever.
+    Returns:
+        Whether it is held; False when another process still holds it.
+    """
+    end = time.monotonic() + wait_s
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
+            return True
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
-        if time.monotonic() > end:
-            raise MachineError(
-                f"{directory} is in use by process {_holder(descriptor) or 'unknown'}",
-                "wait until it has ended, or end it",
-            )
-        time.sleep(0.05)
+        if time.monotonic() >= end:
+            return False
+        time.sleep(LOCK_PAUSE_S)
 
 
 def _is_still(directory: Path, descriptor: int) -> bool:
@@ -266,19 +281,22 @@ def mounts_below(directory: Path) -> list[str]:
     return sorted((point for point in points if point.startswith(f"{directory.absolute()}/")), reverse=True)
 
 
-def replace(file: Path, text: str, mode: int = 0o644) -> None:
-    """Replace a file in one act, on the disk too: after a loss of power it holds the old text or the new one."""
-    new = file.with_name(f"{file.name}.new")
+def replace(file: Path, content: str | bytes, mode: int = 0o644) -> None:
+    """Replace a file in one act, on the disk too: after a loss of power it holds the old content or the new one.
+
+    It never exists with other permissions or with half of the content. Raises OSError.
+    """
+    handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
-        with new.open("w", encoding="utf-8") as stream:
-            new.chmod(mode)
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            os.fchmod(handle, mode)
+            stream.write(content.encode() if isinstance(content, str) else content)
             stream.flush()
-            os.fsync(stream.fileno())
-        new.replace(file)
-    except OSError:
+            os.fsync(handle)
+        Path(name).replace(file)
+    except BaseException:
         with suppress(OSError):
-            new.unlink()
+            Path(name).unlink()
         raise
 
 

@@ -69,20 +69,14 @@ def look(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
 
 def install(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
     """Install Debian packages from the machine's own sources."""
-    told = {"DEBIAN_FRONTEND": "noninteractive", "PATH": os.environ["PATH"], "LC_ALL": "C"}
     options = ["--yes", "--quiet=2", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=120"]
     for command in (["apt-get", "--quiet=2", "update"], ["apt-get", "install", *options, *request["packages"]]):
+        if shutil.which(command[0]) is None:
+            raise MachineError("apt-get is absent; machines need Debian", "take other machines")
         try:
-            done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=told, timeout=INSTALL_LIMIT_S
-            )
-        except FileNotFoundError as error:
-            raise MachineError("apt-get is absent; machines need Debian", "take other machines") from error
-        except subprocess.TimeoutExpired as error:
-            raise MachineError(f"{' '.join(command)} timed out after {INSTALL_LIMIT_S:g} s") from error
-        if done.returncode:
-            said = (done.stderr.strip() or done.stdout.strip())[-1500:]
-            raise MachineError(f"{' '.join(command)}: status {done.returncode}: {said}", "mend the machine's apt")
+            machine.run("env", "DEBIAN_FRONTEND=noninteractive", *command, limit_s=INSTALL_LIMIT_S)
+        except MachineError as error:
+            raise MachineError(error.what, error.advice or "mend the machine's apt") from error
     return None
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import subprocess
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,15 +72,10 @@ def _compile(made: Path) -> None:
     with tempfile.TemporaryDirectory(dir=made.parent, prefix=".uml_xstate-") as folder:
         partial = Path(folder) / made.name
         words = ["tcc", "-shared", "-nostdlib", "-nostdinc", "-o", str(partial), str(SHIM_SOURCE)]
-        try:
-            done = subprocess.run(words, capture_output=True, text=True, timeout=COMPILE_LIMIT_S, check=False)
-        except FileNotFoundError as error:
+        if shutil.which(words[0]) is None:
             what = "the compiler tcc is absent: User-Mode Linux needs a library compiled on processors with AMX"
-            raise MachineError(what, "Run: apt-get install -y tcc") from error
-        except subprocess.TimeoutExpired as error:
-            raise MachineError(f"{' '.join(words)}: timed out after {COMPILE_LIMIT_S:g} s") from error
-        if done.returncode:
-            raise MachineError(f"{' '.join(words)}: status {done.returncode}: {done.stderr.strip()[-1000:]}")
+            raise MachineError(what, "Run: apt-get install -y tcc")
+        machine.run(*words, limit_s=COMPILE_LIMIT_S)
         partial.chmod(0o755)
         partial.replace(made)
 

@@ -13,7 +13,6 @@ Standard library only, driven by the plan of one machine, so that it can be ship
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -220,9 +219,7 @@ def _settle_mode(router: Router) -> str:
         raise RouterError(problem, "Choose another directory.")
     if recorded not in (None, mode):
         _remove(router)
-    partial = router.directory / "mode.new"
-    partial.write_text(mode)
-    partial.replace(router.directory / "mode")
+    machine.replace(router.directory / "mode", mode)
     return mode
 
 
@@ -341,16 +338,9 @@ def _remove(router: Router) -> None:
 @contextlib.contextmanager
 def _lock(router: Router) -> Iterator[None]:
     """One client at a time. Raises RouterError when another one holds the router for too long."""
-    end = time.monotonic() + LOCK_LIMIT_S
-    with (router.directory / "lock").open("w") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise RouterError(f"another process has held {lock.name} for {LOCK_LIMIT_S:g} s") from None
-                time.sleep(0.02)
+    with (router.directory / "lock").open("w") as file:
+        if not machine.lock(file.fileno(), LOCK_LIMIT_S):
+            raise RouterError(f"another process has held {file.name} for {LOCK_LIMIT_S:g} s")
         yield
 
 

@@ -8,7 +8,6 @@ also uses the sources of its releases.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
+from discovery_deploy.agent import machine
 from discovery_deploy.agent.machine import Plan
 from discovery_deploy.experiment.model import Deployment
 from discovery_deploy.software import box, builds, derived, stack
@@ -274,12 +274,7 @@ def _nobody_makes(path: Path) -> Iterator[bool]:
         yield False
         return
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        yield machine.lock(lock.fileno())
 
 
 def _hidden(path: Path) -> Path:

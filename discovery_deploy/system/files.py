@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 
-from discovery_deploy.agent.machine import private
+from discovery_deploy.agent import machine
 from discovery_deploy.system.errors import StateError, TestbedError
 from discovery_deploy.system.progress import Progress
 
@@ -22,25 +21,15 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
-def write_file(path: Path, text: str, mode: int = 0o644) -> None:
-    """Replace a file atomically; it never exists with other permissions or with half of the text.
+def write_file(path: Path, content: str | bytes, mode: int = 0o644) -> None:
+    """Replace a file atomically; it never exists with other permissions or with half of the content.
 
     Raises:
         StateError: the disk is full or the folder not writable; the old file is still there.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            os.fchmod(handle, mode)
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        machine.replace(path, content, mode)
     except OSError as error:
         raise StateError(
             f"{path}: cannot be written: {error.strerror}", "Free space or mend the permissions, then run again."
@@ -58,7 +47,7 @@ def private_folder(path: Path) -> Path:
     Images have hosts' set-uid programs and users' numbers, which are other users' here.
     """
     try:
-        private(path)
+        machine.private(path)
     except OSError as error:
         raise TestbedError(
             f"{path}: {error.strerror}",
@@ -102,11 +91,9 @@ def made_once(target: Path, make: Callable[[Path], None], what: str, progress: P
 
 
 def _take(lock: int, what: str, progress: Progress) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not machine.lock(lock):
         progress(f"waiting for another process that makes {what}")
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        machine.lock(lock, math.inf)
 
 
 def _remove(tree: Path) -> None:

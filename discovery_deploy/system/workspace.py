@@ -6,7 +6,6 @@ time, not machines. Files with secrets have mode 0600 from their first byte.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from discovery_deploy.agent import machine
 from discovery_deploy.agent.names import is_name
 from discovery_deploy.system import interruption
 from discovery_deploy.system.errors import StateError
@@ -216,13 +216,11 @@ class Workspace:
                 f"{path}: {error.strerror}", "Mend the permissions, or choose another --workspace."
             ) from error
         with stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not machine.lock(stream.fileno()):
                 raise StateError(
                     f"{self.path}: another discovery-deploy works on this experiment ({_holder(path)})",
                     "Wait until it ends, or end it; what it had done is kept.",
-                ) from None
+                )
             with suppress(StateError):  # on a full disk it must be possible to release
                 write_file(self.path / "holder", f"pid {os.getpid()}, since {now()}\n")
             yield

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.files import write_file
 from discovery_deploy.system.progress import Progress
 from discovery_deploy.system.strict import Strict
 
@@ -65,10 +66,7 @@ def acceleration(cache: Path, kernel: Path | None, progress: Progress) -> Accele
         found = judged(says(kvm_command(tried), WORD, LIMIT_S), LIMIT_S)
     seconds = round(time.monotonic() - started, 1)
     found = found.model_copy(update={"seconds": seconds, "holds_for": holds_for})
-    cache.mkdir(parents=True, exist_ok=True)
-    partial = cache / f".{NOTED}.partial"
-    partial.write_text(found.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    partial.replace(cache / NOTED)
+    write_file(cache / NOTED, found.model_dump_json(indent=2) + "\n")
     return found
 
 

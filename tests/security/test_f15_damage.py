@@ -167,7 +167,10 @@ def test_a_plan_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, acts: lis
     machine.make_own(tmp_path / "mine")
     acts.clear()
     machine_plans.write_plan(tmp_path / "mine", {"slot": 3})
-    assert acts == ["fsync plan.json.new", "rename plan.json.new"]
+    (first, hidden), (then, renamed) = (act.split() for act in acts)
+    assert (first, then) == ("fsync", "rename")
+    assert hidden == renamed
+    assert hidden.startswith(".plan.json.")
 
 
 def test_what_is_made_once_is_on_the_disk_before_it_counts_as_made(tmp_path: Path, acts: list[str]) -> None:

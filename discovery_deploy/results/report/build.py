@@ -27,6 +27,7 @@ from discovery_deploy.results.report import text
 from discovery_deploy.results.report.content import Numbers, view
 from discovery_deploy.results.report.counts_view import each_once
 from discovery_deploy.results.report.wan_view import wan_table
+from discovery_deploy.system.files import write_file
 
 PAGE = "report.html"
 
@@ -153,14 +154,12 @@ def _markdown_cell(value: object) -> str:
 
 
 def write(files: Mapping[str, bytes], directory: Path) -> Path:
-    """Put the files of a report into a directory, each replaced at once. Returns the path of the HTML file."""
+    """Put the files of a report into a directory, each replaced at once. Returns the path of the HTML file.
+
+    Raises:
+        StateError: the disk is full or the directory not writable.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     for name, octets in files.items():
-        temporary = directory / f".{name}.new"
-        try:
-            temporary.write_bytes(octets)
-            temporary.replace(directory / name)
-        except OSError:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_file(directory / name, octets)
     return directory / PAGE

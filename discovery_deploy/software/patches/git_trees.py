@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
+import math
 import os
 import signal
 import stat
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from discovery_deploy.agent import machine
 from discovery_deploy.software.patches.patch_series import EXECUTABLE, LINK, REGULAR, SourceFile, Tree
 from discovery_deploy.software.patches.trees import MOST_BYTES, Collected, TreeError, path_problem
 from discovery_deploy.system.errors import TestbedError
@@ -121,7 +122,7 @@ def mirror(url: str, directory: Path) -> None:
     """Make, or bring up to date, a bare copy of a repository with all its branches and tags. Raises GitError."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     with (directory.parent / f".{directory.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        machine.lock(lock.fileno(), math.inf)
         if not (directory / "HEAD").exists():
             directory.mkdir(exist_ok=True)
             git(directory, "init", "--quiet", "--bare", "--template=", ".")
