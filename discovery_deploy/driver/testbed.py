@@ -283,7 +283,7 @@ class Testbed:
         elif before is None or not set(before.identities.items()) & set(lease.identities.items()):
             self._keep(self.state.model_copy(update={"deployed": None}))
         self._keep_image(base)
-        write_ssh_config(self.workspace, lease, before)
+        write_ssh_config(self.workspace, lease.ways, lease.host_keys, others=lease.has_other_hosts(before))
         return lease
 
     def _image(self, experiment: Experiment) -> Path:

@@ -47,6 +47,20 @@ class Lease(Strict):
     details: dict[str, Any] = {}
     """The provider's own: `local` keeps the machine plan here."""
 
+    @property
+    def ways(self) -> dict[str, tuple[str, dict[str, str]]]:
+        """Host -> its management address, and more options of ssh_config with which it is reached."""
+        return {host.name: (host.management_address, host.ssh) for host in self.hosts}
+
+    @property
+    def host_keys(self) -> dict[str, str]:
+        """Host -> its public key, where the provider knows them; else empty."""
+        return dict(self.details.get("host_keys") or {})
+
+    def has_other_hosts(self, before: Lease | None) -> bool:
+        """Whether hosts were made anew since the lease that this one takes the place of."""
+        return before is None or before.identities != self.identities
+
     def at(self, site: str, role: Role | None = None) -> LeasedHost:
         """The first host of a site (with a role). Raises KeyError."""
         for host in self.hosts:

@@ -116,7 +116,8 @@ class Nested:
             if own.ssh_config.exists():  # machines may be made anew behind their names
                 Remote(own.ssh_config).close(host.name for host in before.machines.hosts)
         machines = self.inner.reserve(asked, own.public_key(), image, progress, own.path)
-        write_ssh_config(own, machines, before.machines if before else None)
+        others = machines.has_other_hosts(before.machines if before else None)
+        write_ssh_config(own, machines.ways, machines.host_keys, others=others)
         record = Record(machines=machines, plans=before.plans if before else {})
         self._keep(experiment.name, record)
         return self._host(experiment, public_key, image, progress, record)

@@ -9,18 +9,18 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from discovery_deploy.system import interruption
 from discovery_deploy.system.errors import PlaybookError, TestbedError
 from discovery_deploy.system.files import write_file
 from discovery_deploy.system.workspace import Workspace
 
-if TYPE_CHECKING:
-    from discovery_deploy.experiment.lease import Lease
-
 Result = TypeVar("Result")
 SSH_FAILED = 255
+QUIET = {"BatchMode": "yes", "LogLevel": "ERROR"}
+ALIVE = {"ServerAliveInterval": "10", "ServerAliveCountMax": "3"}
+"""A connection whose other end has gone is noticed after half a minute."""
 CONTROL_SOCKETS = Path("/run/discovery-deploy")
 """Where ssh keeps the sockets of shared connections: their paths must be short."""
 
@@ -44,6 +44,18 @@ def remove_control_sockets(workspaces: Iterable[Path]) -> None:
 def known_hosts_text(keys: Mapping[str, str]) -> str:
     """Text of a known_hosts file: host -> its public key, as `ssh_config_text` lets ssh look it up."""
     return "".join(f"{name} {key.strip()}\n" for name, key in sorted(keys.items()))
+
+
+def option_words(options: Mapping[str, str], key: str | None = None) -> list[str]:
+    """Words of an ssh command line for options of ssh_config; none of them asks a person anything.
+
+    Args:
+        options: besides `BatchMode` and `LogLevel`.
+        key: file of the only private key that is tried; None: as the user's own configuration and agent have it.
+    """
+    own = {} if key is None else {"IdentitiesOnly": "yes"}
+    words = [f"{name}={value}" for name, value in {**QUIET, **ALIVE, **own, **options}.items()]
+    return [*(part for word in words for part in ("-o", word)), *(["-i", key] if key is not None else [])]
 
 
 def ssh_config_text(
@@ -73,8 +85,7 @@ def ssh_config_text(
         "  GlobalKnownHostsFile /dev/null",
         "  LogLevel ERROR",
         "  ConnectTimeout 10",
-        "  ServerAliveInterval 10",
-        "  ServerAliveCountMax 3",
+        *(f"  {option} {value}" for option, value in ALIVE.items()),
         "  ControlMaster auto",
         f"  ControlPath {control}/%C",
         "  ControlPersist 60",
@@ -82,25 +93,30 @@ def ssh_config_text(
     return "\n".join(lines) + "\n"
 
 
-def write_ssh_config(workspace: Workspace, lease: Lease, before: Lease | None) -> None:
-    """Let hosts of a lease be reached through the workspace's ssh_config, and know them again.
+def write_ssh_config(
+    workspace: Workspace,
+    ways: Mapping[str, tuple[str, Mapping[str, str]]],
+    keys: Mapping[str, str] | None,
+    *,
+    others: bool,
+) -> None:
+    """Let hosts be reached through the workspace's ssh_config, and know them again.
 
-    The lease says which keys its hosts have (`host_keys` in its details), or how they are known (options of ssh). Else
-    the keys that they show first are theirs, as long as they are the hosts of the lease before: `prepare` brings them
-    software by `Remote` before Ansible, which takes no new key, comes to them.
+    Where nothing says which keys they have, those that they show first are theirs, as long as they are the same hosts:
+    `prepare` brings them software by `Remote` before Ansible, which takes no new key, comes to them.
 
     Args:
         workspace: its key is let in.
-        lease: of the hosts.
-        before: the lease that this one takes the place of.
+        ways: as those of `ssh_config_text`.
+        keys: host -> its public key; None or empty: not known, or the ways' options say how.
+        others: whether these are other hosts than those the file was written for.
     """
     control = control_sockets(workspace.path)
     control.mkdir(parents=True, exist_ok=True, mode=0o700)
     (control / "workspace").write_text(str(workspace.path))  # never empty: no other release removes it
-    keys, known = lease.details.get("host_keys"), workspace.path / "known_hosts"
-    if keys or before is None or before.identities != lease.identities:
+    known = workspace.path / "known_hosts"
+    if keys or others:
         write_file(known, known_hosts_text(keys or {}), 0o600)
-    ways = {host.name: (host.management_address, host.ssh) for host in lease.hosts}
     text = ssh_config_text(ways, workspace.key, control, known, all_known=bool(keys))
     write_file(workspace.ssh_config, text, 0o600)
 

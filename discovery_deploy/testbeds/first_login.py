@@ -13,7 +13,7 @@ from pathlib import Path
 
 from discovery_deploy.system import interruption
 from discovery_deploy.system.errors import TestbedError
-from discovery_deploy.system.remote import config_word
+from discovery_deploy.system.remote import config_word, option_words
 from discovery_deploy.system.strict import Strict
 from discovery_deploy.testbeds.vagrant_plan import Way
 
@@ -53,27 +53,12 @@ def way_in(way: Way, known_hosts: Path) -> list[str]:
         known_hosts: takes the host key that it shows at first, under its name; another one is refused then.
     """
     options = {
-        "IdentitiesOnly": "yes", "StrictHostKeyChecking": "accept-new", "HostKeyAlias": way.name,
-        "UserKnownHostsFile": config_word(known_hosts), "HashKnownHosts": "no", "GlobalKnownHostsFile": "/dev/null",
-        "LogLevel": "ERROR", "BatchMode": "yes", "ConnectTimeout": "30",
+        "StrictHostKeyChecking": "accept-new", "HostKeyAlias": way.name, "HashKnownHosts": "no",
+        "UserKnownHostsFile": config_word(known_hosts), "GlobalKnownHostsFile": "/dev/null", "ConnectTimeout": "30",
     }  # fmt: skip
-    words = [word for name, value in options.items() for word in ("-o", f"{name}={value}")]
     shell = "sh -s" if way.user == "root" else "sudo -n sh -s"
-    return [
-        "ssh",
-        "-F",
-        "/dev/null",
-        *words,
-        "-i",
-        way.key,
-        "-p",
-        str(way.port),
-        "-l",
-        way.user,
-        "--",
-        way.address,
-        shell,
-    ]
+    words = ["ssh", "-F", "/dev/null", *option_words(options, way.key)]
+    return [*words, "-p", str(way.port), "-l", way.user, "--", way.address, shell]
 
 
 def host_keys(known_hosts: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import shlex
 import socket
 import tempfile
 import time
@@ -26,6 +27,7 @@ from discovery_deploy.software import enoslib_environment
 from discovery_deploy.system.errors import TestbedError
 from discovery_deploy.system.files import write_file
 from discovery_deploy.system.progress import Progress
+from discovery_deploy.system.remote import option_words
 from discovery_deploy.system.strict import Strict
 from discovery_deploy.testbeds import g5k_request
 from discovery_deploy.testbeds.base import HOLDER, Lack, folder_of, noted_holder
@@ -368,5 +370,5 @@ def _lease(experiment: Experiment, asked: Sequence[Pool], given: Mapping[str, An
 
 def proxy_command(user: str) -> str:
     """How ssh passes the gateway: as its user, with the keys and the configuration of the person who runs us."""
-    options = "-o BatchMode=yes -o ConnectTimeout=20 -o StrictHostKeyChecking=accept-new -o ControlMaster=no"
-    return f"ssh {options} -W [%h]:%p {user}@{g5k_request.GATEWAY}"
+    options = {"ConnectTimeout": "20", "StrictHostKeyChecking": "accept-new", "ControlMaster": "no"}
+    return f"ssh {shlex.join(option_words(options))} -W [%h]:%p {user}@{g5k_request.GATEWAY}"

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from discovery_deploy.experiment.provider_models import Machine
+from discovery_deploy.system.remote import option_words
 
 CONNECT_S = 10
 """A machine that takes no connection for so long does not answer."""
@@ -28,14 +29,10 @@ def options(machine: Machine, known_hosts: Path) -> list[str]:
 
 def _common(key: str | None, known_hosts: Path) -> list[str]:
     settings = {
-        "BatchMode": "yes", "ConnectTimeout": str(CONNECT_S), "ServerAliveInterval": "10", "ServerAliveCountMax": "3",
+        "ConnectTimeout": str(CONNECT_S), "ControlPath": "none",
         "StrictHostKeyChecking": "accept-new", "UserKnownHostsFile": _known_hosts(known_hosts),
-        "LogLevel": "ERROR", "ControlPath": "none",
     }  # fmt: skip
-    if key is not None:
-        settings["IdentitiesOnly"] = "yes"
-    words = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
-    return [*words, *(["-i", key] if key is not None else [])]
+    return option_words(settings, key)
 
 
 def _known_hosts(known_hosts: Path) -> str:

@@ -41,8 +41,12 @@ def workspace(tmp_path: Path) -> Workspace:
     return made
 
 
+def write(workspace: Workspace, now: Lease, before: Lease | None) -> None:
+    write_ssh_config(workspace, now.ways, now.host_keys, others=now.has_other_hosts(before))
+
+
 def test_keys_that_the_lease_knows_are_the_only_ones(workspace: Workspace) -> None:
-    write_ssh_config(workspace, lease("local", host_keys={"lyon-1": KEY}), None)
+    write(workspace, lease("local", host_keys={"lyon-1": KEY}), None)
     known = workspace.path / "known_hosts"
     assert known.read_text() == f"lyon-1 {KEY}\n"
     found = settings(workspace.ssh_config, "lyon-1")
@@ -55,12 +59,12 @@ def test_keys_that_the_lease_knows_are_the_only_ones(workspace: Workspace) -> No
 def test_other_hosts_keep_the_key_that_they_showed_first(workspace: Workspace) -> None:
     known = workspace.path / "known_hosts"
     first = lease("vagrant")
-    write_ssh_config(workspace, first, None)
+    write(workspace, first, None)
     assert settings(workspace.ssh_config, "lyon-1")["stricthostkeychecking"] == "accept-new"
     known.write_text("lyon-1 seen\n")
-    write_ssh_config(workspace, first, first)
+    write(workspace, first, first)
     assert known.read_text() == "lyon-1 seen\n"
-    write_ssh_config(workspace, lease("vagrant", "made anew"), first)
+    write(workspace, lease("vagrant", "made anew"), first)
     assert known.read_text() == ""
 
 

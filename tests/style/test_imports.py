@@ -27,7 +27,6 @@ KNOWN = {
     "software/shipping": "cloud",  # environments that were given names; with `software`: goes with direct hosts
     "software/software": "cloud",
     "software/traces": "cloud",  # goes with direct hosts
-    "system/remote": "experiment",  # `write_ssh_config` reads a lease
     "testbeds/enoslib_calls": "software",  # EnOSlib's environment: to be handed in
     "testbeds/g5k": "software",  # the same
     "testbeds/static": "software",  # traces: goes with direct hosts
