@@ -9,7 +9,7 @@ It has a key of its own for the machines, kept beside its record: so they are re
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +28,7 @@ from discovery_deploy.software.software import hosts_environments
 from discovery_deploy.system.errors import StateError, TestbedError
 from discovery_deploy.system.files import write_file
 from discovery_deploy.system.progress import Progress
-from discovery_deploy.system.remote import Remote, remove_control_sockets, side_by_side, write_ssh_config
+from discovery_deploy.system.remote import Remote, on_all, remove_control_sockets, side_by_side, write_ssh_config
 from discovery_deploy.system.strict import Strict
 from discovery_deploy.system.workspace import Workspace
 from discovery_deploy.testbeds import local
@@ -306,22 +306,6 @@ def _as_testbed_error(experiment_name: str) -> Iterator[None]:
 def _is_known(folder: Path) -> bool:
     """Whether a folder is ours although it may lack our mark."""
     return any((folder / name).exists() for name in (RECORD, MACHINES))
-
-
-def on_all(act: Callable[[str], Any], names: list[str]) -> list[Any]:
-    """`act` on every machine at the same time; results in order. Raises TestbedError that tells of all that failed."""
-
-    def kept(name: str) -> tuple[Any, TestbedError | None]:
-        try:
-            return act(name), None
-        except TestbedError as error:
-            return None, error
-
-    outcomes = side_by_side(kept, names)
-    errors = [error for _, error in outcomes if error is not None]
-    if errors:
-        raise TestbedError("\n".join(error.what for error in errors), errors[0].advice) from errors[0]
-    return [result for result, _ in outcomes]
 
 
 def _proxy_command(own: Workspace, name: str) -> str:

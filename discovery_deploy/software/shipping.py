@@ -27,10 +27,10 @@ from discovery_deploy.software.image import variant
 from discovery_deploy.software.packages import Packages, install_packages, remove_packages
 from discovery_deploy.software.records import HostSoftware
 from discovery_deploy.software.software import LOOK, host_problem, hosts_environments
-from discovery_deploy.system.errors import DiscoveryError, TestbedError
+from discovery_deploy.system.errors import TestbedError
 from discovery_deploy.system.files import digest
 from discovery_deploy.system.progress import Progress
-from discovery_deploy.system.remote import Remote, side_by_side
+from discovery_deploy.system.remote import Remote, on_all
 
 AT_ONCE = 4
 """Hosts that are sent to at the same time: more would only share the driver's way out."""
@@ -78,7 +78,7 @@ def ship(
         return HostSoftware(host=host, environments=sent, packages_from=installed["source"], **facts)
 
     with closing(Sender(remote, cache, progress)) as sender:
-        return tuple(on_all([host.name for host in lease.hosts], one))
+        return tuple(on_all(one, [host.name for host in lease.hosts]))
 
 
 def ship_environments(
@@ -95,7 +95,7 @@ def ship_environments(
         return sender.environments(host, wanted[host])
 
     with closing(Sender(remote, cache, progress)) as sender:
-        return dict(zip(wanted, on_all(list(wanted), one), strict=True))
+        return dict(zip(wanted, on_all(one, list(wanted)), strict=True))
 
 
 def unship(remote: Remote, hosts: Sequence[str], remove_installed: bool) -> dict[str, list[str]]:
@@ -113,7 +113,7 @@ def unship(remote: Remote, hosts: Sequence[str], remove_installed: bool) -> dict
         _ask(remote, host, "clear")
         return remove_packages(remote, host, remove_installed)
 
-    return dict(zip(hosts, on_all(list(hosts), one), strict=True))
+    return dict(zip(hosts, on_all(one, list(hosts)), strict=True))
 
 
 class Sender:
@@ -194,22 +194,6 @@ class Sender:
                 self._made[key] = make()
             made: Result = self._made[key]
             return made
-
-
-def on_all(hosts: Sequence[str], act: Callable[[str], Result]) -> list[Result]:
-    """`act` on every host at the same time; results in order. Raises TestbedError that tells of every failure."""
-
-    def one(host: str) -> tuple[list[Result], list[DiscoveryError]]:
-        try:
-            return [act(host)], []
-        except DiscoveryError as error:
-            return [], [error]
-
-    done = side_by_side(one, hosts)
-    errors = [error for _, found in done for error in found]
-    if errors:
-        raise TestbedError("\n".join(error.what for error in errors), errors[0].advice) from errors[0]
-    return [result for results, _ in done for result in results]
 
 
 def _ask(remote: Remote, host: str, verb: str, *words: str, given: Any = None, text: str = "") -> Any:

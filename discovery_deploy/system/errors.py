@@ -7,6 +7,7 @@ it keeps its traceback and exits with `EXIT_BUG`.
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 
 EXIT_EXPERIMENT = 2
 EXIT_TESTBED = 3
@@ -65,6 +66,17 @@ class StateError(DiscoveryError):
     """The workspace is locked, unreadable, or belongs to another experiment."""
 
     exit_code = EXIT_STATE
+
+
+def together(errors: Sequence[DiscoveryError], last: str = "") -> DiscoveryError:
+    """One error of several, of the first one's kind: what happened in each case, and what to do, each once.
+
+    Args:
+        errors: at least one.
+        last: more advice.
+    """
+    advice = dict.fromkeys([*(error.advice for error in errors), last])
+    return type(errors[0])("\n".join(error.what for error in errors), "\n  ".join(text for text in advice if text))
 
 
 _ADVICE = {

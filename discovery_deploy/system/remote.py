@@ -9,13 +9,14 @@ import subprocess
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
 from discovery_deploy.system import interruption
-from discovery_deploy.system.errors import PlaybookError, TestbedError
+from discovery_deploy.system.errors import DiscoveryError, PlaybookError, TestbedError, together
 from discovery_deploy.system.files import write_file
 from discovery_deploy.system.workspace import Workspace
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 SSH_FAILED = 255
 QUIET = {"BatchMode": "yes", "LogLevel": "ERROR"}
@@ -199,7 +200,26 @@ class Remote:
                 subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, check=False, timeout=10)
 
 
-def side_by_side(act: Callable[[Any], Result], items: Sequence[Any]) -> list[Result]:
+def side_by_side(act: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
     """`act` on every item at the same time (threads); results in order; the first error is raised."""
     with interruption.pool(len(items)) as pool:
         return list(pool.map(act, items))
+
+
+def on_all(act: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """`act` on every item (host, machine) at the same time; results in order.
+
+    Raises:
+        DiscoveryError: of the first failure's kind; it tells of all that failed, when all others are done.
+    """
+
+    def tried(item: Item) -> tuple[list[Result], list[DiscoveryError]]:
+        try:
+            return [act(item)], []
+        except DiscoveryError as error:
+            return [], [error]
+
+    outcomes = side_by_side(tried, items)
+    if errors := [error for _, failed in outcomes for error in failed]:
+        raise together(errors) from errors[0]
+    return [result for results, _ in outcomes for result in results]

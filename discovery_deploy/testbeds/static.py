@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,10 @@ from discovery_deploy.experiment.model import Experiment, Machine, Static
 from discovery_deploy.software.traces import traces
 from discovery_deploy.system import interruption
 from discovery_deploy.system.data import data_directory
-from discovery_deploy.system.errors import TestbedError
+from discovery_deploy.system.errors import TestbedError, together
 from discovery_deploy.system.files import write_file
 from discovery_deploy.system.progress import Progress
-from discovery_deploy.system.remote import SSH_FAILED, side_by_side
+from discovery_deploy.system.remote import SSH_FAILED, on_all, side_by_side
 from discovery_deploy.system.strict import Strict
 from discovery_deploy.testbeds import static_ssh
 from discovery_deploy.testbeds.base import HOLDER, Lack, folder_of, noted_holder
@@ -135,7 +135,7 @@ class StaticProvider:
                 remove_packages=asked.remove_packages,
             )
             self._keep(name, record, workspace)
-            held = _each(lambda given: _hold(reach, given, public_key, workspace), machines)
+            held = on_all(lambda given: _hold(reach, given, public_key, workspace), machines)
             self._let_go(reach, record, left, workspace, progress)
             return _lease(experiment, machines, held, reach.known_hosts)
 
@@ -151,7 +151,7 @@ class StaticProvider:
             if login is not None:
                 raise TestbedError(f"{given.host}: {login[0]}", login[1])
 
-        _each(examine, machines)
+        on_all(examine, machines)
 
     def _let_go(
         self, reach: _Reach, record: Record, left: Sequence[Machine], workspace: Path | None, progress: Progress
@@ -223,7 +223,7 @@ class StaticProvider:
             if failed:
                 kept = tuple(given for given, _ in failed)
                 self._keep(experiment_name, record.model_copy(update={"machines": kept}), None)
-                raise _together([error for _, error in failed], f"{directory / RECORD} keeps how they are reached.")
+                raise together([error for _, error in failed], f"{directory / RECORD} keeps how they are reached.")
             _remove(directory)
 
     def holder(self, experiment_name: str) -> Path | None:
@@ -392,28 +392,6 @@ def _tried(given: Machine, reach: _Reach, remove_packages: bool) -> str | Testbe
         return _clean(reach, given, remove_packages)
     except TestbedError as error:
         return error
-
-
-def _each(act: Callable[[Machine], Any], machines: Sequence[Machine]) -> list[Any]:
-    """`act` on all machines at the same time. Raises one TestbedError that names every failure."""
-
-    def tried(given: Machine) -> Any:
-        try:
-            return act(given)
-        except TestbedError as error:
-            return error
-
-    results = side_by_side(tried, machines)
-    errors = [result for result in results if isinstance(result, TestbedError)]
-    if errors:
-        raise _together(errors)
-    return results
-
-
-def _together(errors: Sequence[TestbedError], last: str = "") -> TestbedError:
-    """One error of several: what happened at each host, and what to do, each once."""
-    advice = dict.fromkeys([*(error.advice for error in errors), last])
-    return TestbedError("\n".join(error.what for error in errors), "\n  ".join(text for text in advice if text))
 
 
 def _lease(experiment: Experiment, machines: Sequence[Machine], held: Sequence[Answer], known_hosts: Path) -> Lease:
