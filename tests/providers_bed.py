@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from discovery_deploy.testbeds.local import plan_of
 from discovery_deploy.agent import containers
 from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.model import Experiment
@@ -159,7 +160,7 @@ class OnLocal(Bed):
         return {"type": "local"}
 
     def kill(self, lease: Lease, host: str) -> None:
-        pids = containers.status(lease.details["plan"])[host]["pids"]
+        pids = containers.status(plan_of(lease))[host]["pids"]
         kill_now(pids["init"])
         kill_now(pids["supervisor"])
 

@@ -17,6 +17,7 @@ __all__ = [
     "names",
     "nested_machine",
     "nspawn",
+    "plan",
     "probe",
     "rally_process",
     "site_networks",

@@ -25,7 +25,6 @@ from typing import Any
 from discovery_deploy.agent import cgroups, machine, nspawn, site_networks, wan_router
 from discovery_deploy.agent.machine import (
     MachineError,
-    Plan,
     claim,
     entries,
     give_back,
@@ -38,6 +37,7 @@ from discovery_deploy.agent.machine import (
     run,
     session,
 )
+from discovery_deploy.agent.plan import Host, Plan, read
 from discovery_deploy.agent.wan_uml import RouterError
 
 INOTIFY_INSTANCES = 1024
@@ -76,30 +76,30 @@ def up(plan: Plan, tell: Callable[[str], None] = lambda line: None) -> None:
     Raises:
         MachineError: naming every host that failed, with the end of its log.
     """
-    directory = Path(plan["directory"])
+    directory = plan.directory
     _need_root()
     with hold(directory, own=True), _full_disk(directory):
         private(directory)
         _check(plan)
-        if not claim(plan["slot"], directory):
-            raise MachineError(f"slot {plan['slot']} of this machine is taken", "reserve with another slot")
+        if not claim(plan.slot, directory):
+            raise MachineError(f"slot {plan.slot} of this machine is taken", "reserve with another slot")
         _remove_strangers(plan)
         for name in site_networks.up(plan):
-            cgroups.end(plan["slot"], name)  # it would go on in a namespace that has lost its name
+            cgroups.end(plan.slot, name)  # it would go on in a namespace that has lost its name
         _start(plan, tell)
-        if plan.get("router"):
+        if plan.router:
             _check_gateway(plan)
 
 
 def _start(plan: Plan, tell: Callable[[str], None]) -> None:
     """Start the router, and containers beside it, so many at once as the machine can start."""
-    containers = [host for host in plan["hosts"] if host["system"]]
+    containers = [host for host in plan.hosts if host.system]
     stop = threading.Event()
     with ThreadPoolExecutor(1) as beside, ThreadPoolExecutor(nspawn.AT_ONCE) as pool, _stopping(stop):
         work: dict[str, Future[None]] = {}
-        if plan.get("router"):
+        if plan.router:
             work["WAN router"] = beside.submit(_router_up, plan)
-        work |= {host["name"]: pool.submit(_host_up, plan, host, tell, stop) for host in containers}
+        work |= {host.name: pool.submit(_host_up, plan, host, tell, stop) for host in containers}
         failures = {name: error for name, future in work.items() if (error := future.exception())}
     for error in failures.values():
         if not isinstance(error, MachineError):
@@ -111,13 +111,13 @@ def _start(plan: Plan, tell: Callable[[str], None]) -> None:
 
 def _check_gateway(plan: Plan) -> None:
     """Whether a host reaches its gateway: the machine's packet filter may see, and drop, what crosses a bridge."""
-    host, site = plan["hosts"][0], plan["sites"][0]
-    ping = ("ping", "-q", "-c", "1", "-w", "3", site["gateway"])
+    host, site = plan.hosts[0], plan.sites[0]
+    ping = ("ping", "-q", "-c", "1", "-w", "3", site.gateway)
     try:
-        run("ip", "netns", "exec", host["namespace"], *ping, keeps_lock=False)
+        run("ip", "netns", "exec", host.namespace, *ping, keeps_lock=False)
     except MachineError as error:
         raise MachineError(
-            f"{host['name']} does not reach its gateway {site['gateway']} across the bridge {site['bridge']}",
+            f"{host.name} does not reach its gateway {site.gateway} across the bridge {site.bridge}",
             "is it the machine's packet filter? try `sysctl -w net.bridge.bridge-nf-call-iptables=0`",
         ) from error
 
@@ -126,9 +126,9 @@ def _router_up(plan: Plan) -> None:
     """Start the router; its processes join the slot's control groups, where they are found without its files."""
     with _router_error():
         wan_router.up(plan)
-    record = Path(plan["directory"]) / "router" / "process"
+    record = plan.directory / "router" / "process"
     if record.exists():  # a router in a namespace has none
-        cgroups.adopt(plan["slot"], "router", session(int(record.read_text().split()[0])))
+        cgroups.adopt(plan.slot, "router", session(int(record.read_text().split()[0])))
 
 
 @contextmanager
@@ -139,8 +139,8 @@ def _router_error() -> Iterator[None]:
         raise MachineError(error.what, error.advice) from error
 
 
-def _host_up(plan: Plan, host: dict[str, Any], tell: Callable[[str], None], stop: threading.Event) -> None:
-    with _full_disk(Path(plan["directory"])):
+def _host_up(plan: Plan, host: Host, tell: Callable[[str], None], stop: threading.Event) -> None:
+    with _full_disk(plan.directory):
         nspawn.up(plan, host, tell, stop)
 
 
@@ -179,7 +179,7 @@ def _check(plan: Plan) -> None:
         packages = " ".join(sorted(set(lacking.values())))
         raise MachineError(f"missing commands: {', '.join(lacking)}", f"apt-get install -y {packages}")
     cgroups.hierarchies()
-    if any(host["system"] for host in plan["hosts"]):
+    if any(host.system for host in plan.hosts):
         nspawn.check(plan)
         raise_inotify()
 
@@ -205,10 +205,10 @@ def raise_inotify() -> None:
 
 def _remove_strangers(plan: Plan) -> None:
     """Remove hosts that are on disk but no longer in the plan."""
-    known = {host["name"] for host in plan["hosts"]}
-    for entry in entries(Path(plan["directory"]) / "hosts"):
+    known = {host.name for host in plan.hosts}
+    for entry in entries(plan.directory / "hosts"):
         if entry.name not in known:
-            cgroups.end(plan["slot"], entry.name)
+            cgroups.end(plan.slot, entry.name)
             shutil.rmtree(entry)
 
 
@@ -218,13 +218,13 @@ def status(plan: Plan) -> dict[str, dict[str, Any]]:
     Looks only at files of the kernel: cheap enough to ask often.
     """
     found = {}
-    for host in plan["hosts"]:
+    for host in plan.hosts:
         why = site_networks.missing(plan, host)
         pids: dict[str, int | None] = {}
-        if host["system"]:
+        if host.system:
             dead, pids = nspawn.status(plan, host)
             why = dead or why
-        found[host["name"]] = {"state": "dead" if why else "running", "why": why, "pids": pids}
+        found[host.name] = {"state": "dead" if why else "running", "why": why, "pids": pids}
     return found
 
 
@@ -240,11 +240,11 @@ def down(plan: Plan, known: bool = False) -> None:
         MachineError: something could not be removed.
     """
     _need_root()
-    slot, directory = plan["slot"], Path(plan["directory"])
+    slot, directory = plan.slot, plan.directory
     with hold(directory, own=True):
         if not claim(slot, directory):
             raise MachineError(f"slot {slot} of this machine belongs to another experiment", "look at `status`")
-        if plan.get("router"):
+        if plan.router:
             with _router_error():
                 wan_router.down(plan)
         cgroups.end(slot)
@@ -279,8 +279,8 @@ def main(arguments: list[str]) -> int:
     if len(arguments) != 2 or arguments[0] not in ("up", "down", "status"):
         print("usage: python3 -m discovery_deploy.agent.containers up|down|status PLAN", file=sys.stderr)
         return 2
-    plan = json.loads(Path(arguments[1]).read_text())
     try:
+        plan = read(json.loads(Path(arguments[1]).read_text()))
         if arguments[0] == "up":
             up(plan, lambda line: print(line, file=sys.stderr, flush=True))
         elif arguments[0] == "down":

@@ -16,10 +16,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
-
-Plan = dict[str, Any]
-"""The machine plan: see docs/providers/local.md."""
 
 CLAIMS = Path("/run/discovery-deploy-slots")
 """One link per slot in use on this machine, to the directory of the plan that uses it; gone after a reboot."""

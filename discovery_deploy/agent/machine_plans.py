@@ -8,10 +8,12 @@ from __future__ import annotations
 import ipaddress
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from discovery_deploy.agent import containers, machine, site_networks
-from discovery_deploy.agent.machine import Plan
+from discovery_deploy.agent.machine import MachineError
+from discovery_deploy.agent.plan import Plan, WanRouter, as_data, read
 
 SLOTS = 64
 """Experiments that fit on one machine at the same time: slot n has 10.(64+n).0.0/16 and 10.(128+n).0.0/16."""
@@ -35,24 +37,31 @@ def free_slots(taken: Iterable[int], observed: site_networks.Observed) -> list[i
 def read_plan(directory: Path) -> Plan | None:
     """The plan in a directory; None when it is missing, cut off, not a plan, or of another directory.
 
+    Of a plan that another version wrote and this one does not understand, the slot is known.
+
     Raises:
         PermissionError: this user may not read it.
     """
     try:
-        plan = json.loads((directory / "plan.json").read_text(encoding="utf-8"))
+        data = json.loads((directory / "plan.json").read_text(encoding="utf-8"))
     except PermissionError:
         raise
     except (OSError, ValueError):
         return None
-    if not isinstance(plan, dict) or not isinstance(plan.get("slot"), int):
+    if not isinstance(data, dict) or type(data.get("slot")) is not int:
         return None
-    return plan if Path(str(plan.get("directory", directory))).resolve() == directory.resolve() else None
+    if Path(str(data.get("directory", directory))).resolve() != directory.resolve():
+        return None
+    try:
+        return read({"directory": str(directory), **data})
+    except MachineError:
+        return lost_plan(directory, data["slot"])
 
 
 def write_plan(directory: Path, plan: Plan) -> None:
     """Keep a plan in its directory. Raises MachineError when a directory that is not ours is there."""
     machine.make_own(directory, known=_is_known(directory))
-    machine.replace(directory / "plan.json", json.dumps(plan, indent=2, sort_keys=True) + "\n")
+    machine.replace(directory / "plan.json", json.dumps(as_data(plan), indent=2, sort_keys=True) + "\n")
 
 
 def _is_known(directory: Path) -> bool:
@@ -60,18 +69,9 @@ def _is_known(directory: Path) -> bool:
     return read_plan(directory) is not None or bool(machine.slots_of(directory))
 
 
-def same_hosts(old: Plan, new: Plan) -> bool:
-    """Whether two plans differ at most in what hosts and router take while they run: keys, and other machines. Pure."""
-    changing: Plan = {"authorized_keys": [], "peers": []}
-    return {**old, **changing} == {**new, **changing}
-
-
-def bare_plan(directory: Path, slot: int) -> Plan:
+def lost_plan(directory: Path, slot: int) -> Plan:
     """What `containers.down` needs to find everything when the plan is lost. Pure."""
-    return {
-        "experiment": directory.name, "slot": slot, "directory": str(directory), "sites": [],
-        "router": {"mode": "auto", "namespace": f"dd{slot}-router"},
-    }  # fmt: skip
+    return Plan(slot, directory, experiment=directory.name, router=WanRouter(f"dd{slot}-router"))
 
 
 def clear(directory: Path) -> None:
@@ -80,10 +80,12 @@ def clear(directory: Path) -> None:
     Raises:
         MachineError: something could not be removed, or the directory is not ours.
     """
-    plan, known = read_plan(directory) or {}, _is_known(directory)
+    plan, known = read_plan(directory), _is_known(directory)
     slots = machine.slots_of(directory)
-    if "slot" in plan and plan["slot"] not in machine.claims():
-        slots.append(plan["slot"])
+    if plan is not None and plan.slot not in machine.claims():
+        slots.append(plan.slot)
     for slot in slots:
-        containers.down({**bare_plan(directory, slot), **plan, "slot": slot, "directory": str(directory)}, known)
+        found = plan or lost_plan(directory, slot)
+        router = found.router or WanRouter(f"dd{slot}-router")
+        containers.down(replace(found, slot=slot, directory=directory, router=router), known)
     machine.remove_own(directory, known)

@@ -32,7 +32,8 @@ from discovery_deploy.agent import (
     uml_kernel,
     wan_router,
 )
-from discovery_deploy.agent.machine import MachineError, Plan
+from discovery_deploy.agent.machine import MachineError
+from discovery_deploy.agent.plan import read as read_plan
 from discovery_deploy.agent.wan_uml import RouterError
 
 Tell = Callable[[str], None]
@@ -121,20 +122,20 @@ def _unpack(archive: IO[bytes], target: Path, sha256: str) -> None:
 
 def up(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
     """Make or mend what a plan says: host -> facts since its files were made."""
-    plan: Plan = request["plan"]
-    directory = Path(plan["directory"])
+    plan = read_plan(request["plan"])
+    directory = plan.directory
     old = machine_plans.read_plan(directory)
-    if old is not None and machine_plans.same_hosts(old, plan) and machine.claim(plan["slot"], directory):
+    if old is not None and old.same_hosts(plan) and machine.claim(plan.slot, directory):
         pass
     elif old is not None or machine.slots_of(directory):
         tell("the hosts that are there are of another plan: they are made anew")
         machine_plans.clear(directory)
     machine_plans.write_plan(directory, plan)
-    for bind in plan["binds"]:
-        Path(bind["source"]).mkdir(parents=True, exist_ok=True)
-        Path(bind["source"]).chmod(0o755)  # hosts' own users see it
+    for bind in plan.binds:
+        bind.source.mkdir(parents=True, exist_ok=True)
+        bind.source.chmod(0o755)  # hosts' own users see it
     containers.up(plan, tell)
-    return {host["name"]: nspawn.born(plan, host) for host in plan["hosts"] if host["system"]}
+    return {host.name: nspawn.born(plan, host) for host in plan.hosts if host.system}
 
 
 def down(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
@@ -153,35 +154,35 @@ def down(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
 
 def status(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
     """Hosts that do not run, and whether the WAN router does."""
-    plan: Plan = request["plan"]
+    plan = read_plan(request["plan"])
     dead = [name for name, state in containers.status(plan).items() if state["state"] != "running"]
     return {"dead": dead, "router": wan_router.alive(plan)}
 
 
 def shape(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
     """Run a tc program in the WAN router."""
-    return wan_router.apply(request["plan"], request["program"])
+    return wan_router.apply(read_plan(request["plan"]), request["program"])
 
 
 def read(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
     """What tc shows in the WAN router."""
-    return wan_router.read(request["plan"])
+    return wan_router.read(read_plan(request["plan"]))
 
 
 def facts(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
     """What shapes the WAN."""
-    return wan_router.facts(request["plan"])
+    return wan_router.facts(read_plan(request["plan"]))
 
 
 def reach(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
     """Names of other machines whose WAN router does not answer through the tunnel."""
-    plan: Plan = request["plan"]
+    plan = read_plan(request["plan"])
     silent = []
-    for peer in plan["peers"]:
+    for peer in plan.peers:
         try:
-            wan_router.run(plan, f"ping -q -c 3 -i 0.2 -W 2 -s 1400 {peer['gateway']}")
+            wan_router.run(plan, f"ping -q -c 3 -i 0.2 -W 2 -s 1400 {peer.gateway}")
         except RouterError:
-            silent.append(peer["machine"])
+            silent.append(peer.machine)
     return silent
 
 

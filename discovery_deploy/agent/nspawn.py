@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from discovery_deploy.agent import cgroups, names
-from discovery_deploy.agent.machine import MachineError, Plan, recorded, replace, run
-
-Host = dict[str, Any]
+from discovery_deploy.agent.machine import MachineError, recorded, replace, run
+from discovery_deploy.agent.plan import Host, Plan
 
 _NEEDED_MB = 24
 """Disk that a host needs to start: 8 MB of journal, and room for the first files."""
@@ -61,9 +60,9 @@ MaxSessions 200
 
 def folder(plan: Plan, host: Host) -> Path:
     """Where a host keeps everything. Raises MachineError when its name is none: the folder would be another's."""
-    if not names.is_name(str(host["name"]), names.HOST_NAME):
-        raise MachineError(f"{str(host['name'])[:60]!r} is not a name of a host", "look at the plan")
-    return Path(plan["directory"]) / "hosts" / str(host["name"])
+    if not names.is_name(host.name, names.HOST_NAME):
+        raise MachineError(f"{host.name[:60]!r} is not a name of a host", "look at the plan")
+    return plan.directory / "hosts" / host.name
 
 
 def bind_layers(plan: Plan, host: Host) -> list[tuple[Path, str]]:
@@ -73,23 +72,23 @@ def bind_layers(plan: Plan, host: Host) -> list[tuple[Path, str]]:
     """
     place = folder(plan, host)
     return [
-        (place / "binds" / str(number), f"ro,lowerdir={bind['source']}:{place / 'binds' / 'empty'}")
-        for number, bind in enumerate(plan["binds"])
+        (place / "binds" / str(number), f"ro,lowerdir={bind.source}:{place / 'binds' / 'empty'}")
+        for number, bind in enumerate(plan.binds)
     ]
 
 
 def check(plan: Plan) -> None:
     """Whether hosts can have files here at all. Raises MachineError."""
-    directory, base = Path(plan["directory"]), Path(plan["base"])
+    directory, base = plan.directory, plan.base
     if not (base / "usr").is_dir():
         raise MachineError(f"{base} is not an unpacked base image", "bake it again: `discovery-deploy run`")
-    for bind in plan["binds"]:
-        if not Path(bind["source"]).exists():
-            raise MachineError(f"{bind['source']} is to be seen in hosts, but is not there", "prepare it again")
-    for path in (directory, base, *(Path(bind["source"]) for bind in plan["binds"])):
+    for bind in plan.binds:
+        if not bind.source.exists():
+            raise MachineError(f"{bind.source} is to be seen in hosts, but is not there", "prepare it again")
+    for path in (directory, base, *(bind.source for bind in plan.binds)):
         if set(",:\\") & set(str(path)):
             raise MachineError(f"{path}: an overlay cannot have , : or \\ in its path", "choose another directory")
-    new = [host for host in plan["hosts"] if host["system"] and not folder(plan, host).exists()]
+    new = [host for host in plan.hosts if host.system and not folder(plan, host).exists()]
     if not new:
         return
     free_mb, needed_mb = shutil.disk_usage(directory).free >> 20, _NEEDED_MB * len(new)
@@ -125,19 +124,19 @@ def _overlay_options(lower: Path, upper: Path, work: Path, volatile: bool) -> st
 
 
 def _volatile(plan: Plan) -> bool:
-    return str(plan.get("upper", "volatile")) == "volatile"
+    return plan.upper == "volatile"
 
 
 def identity_files(plan: Plan, host: Host) -> dict[str, tuple[str, int]]:
     """Path -> (text, mode) of what tells a host who it is. Pure."""
-    elsewhere = (pair for peer in plan.get("peers", ()) for pair in peer["hosts"].items())
-    known = sorted([*((entry["name"], entry["site_address"]) for entry in plan["hosts"]), *elsewhere])
+    elsewhere = (pair for peer in plan.peers for pair in peer.hosts.items())
+    known = sorted([*((entry.name, entry.site_address) for entry in plan.hosts), *elsewhere])
     lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in known)]
     return {
-        "etc/hostname": (f"{host['name']}\n", 0o644),
+        "etc/hostname": (f"{host.name}\n", 0o644),
         "etc/hosts": ("\n".join(lines) + "\n", 0o644),
         "etc/ssh/sshd_config.d/discovery-deploy.conf": (_SSHD, 0o644),
-        "root/.ssh/authorized_keys": ("".join(f"{key}\n" for key in plan["authorized_keys"]), 0o600),
+        "root/.ssh/authorized_keys": ("".join(f"{key}\n" for key in plan.authorized_keys), 0o600),
     }
 
 
@@ -155,7 +154,7 @@ def supervisor_text(plan: Plan, host: Host, groups: list[Path], hybrid: bool) ->
     """
     place = folder(plan, host)
     quoted = {part: shlex.quote(str(place / part)) for part in ("pid", "root")}
-    options = _overlay_options(Path(plan["base"]), place / "upper", place / "work", _volatile(plan))
+    options = _overlay_options(plan.base, place / "upper", place / "work", _volatile(plan))
     lines = ["set -eu", "umask 022", *(f"echo $$ > {shlex.quote(str(group))}" for group in groups)]
     lines += [
         f'echo "$$ $(cut -d" " -f22 "/proc/$$/stat")" > {quoted["pid"]}.new',
@@ -168,7 +167,7 @@ def supervisor_text(plan: Plan, host: Host, groups: list[Path], hybrid: bool) ->
         lines.append(f"mount -t overlay overlay -o {shlex.quote(layers)} {shlex.quote(str(where))}")
     if hybrid:
         lines.append("umount -R /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup")
-    joins = f"echo $$ > /sys/fs/cgroup/dd{plan['slot']}/{host['name']}/host/cgroup.procs"
+    joins = f"echo $$ > /sys/fs/cgroup/dd{plan.slot}/{host.name}/host/cgroup.procs"
     starter = shlex.quote(joins + ' && exec "$@"')
     lines += [
         "export SYSTEMD_SECCOMP=0 SYSTEMD_NSPAWN_API_VFS_WRITABLE=network SYSTEMD_NSPAWN_LOCK=0",
@@ -184,13 +183,13 @@ def supervisor_text(plan: Plan, host: Host, groups: list[Path], hybrid: bool) ->
 def _nspawn(plan: Plan, host: Host) -> list[str]:
     layers = [where for where, _ in bind_layers(plan, host)]
     binds = [
-        f"--bind-ro={_bind(str(where))}:{_bind(bind['target'])}"
-        for where, bind in zip(layers, plan["binds"], strict=True)
+        f"--bind-ro={_bind(str(where))}:{_bind(bind.target)}"
+        for where, bind in zip(layers, plan.binds, strict=True)
     ]
     return [
         "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot", f"--directory={folder(plan, host)}/root",
-        f"--machine={host['namespace']}", f"--hostname={host['name']}",
-        f"--network-namespace-path=/run/netns/{host['namespace']}", "--capability=all", "--console=pipe",
+        f"--machine={host.namespace}", f"--hostname={host.name}",
+        f"--network-namespace-path=/run/netns/{host.namespace}", "--capability=all", "--console=pipe",
         "--resolv-conf=off", "--timezone=off", "--link-journal=no", *binds,
         *(f"systemd.mask={unit}" for unit in _UNWANTED),
     ]  # fmt: skip
@@ -203,7 +202,7 @@ def _bind(path: str) -> str:
 def status(plan: Plan, host: Host) -> tuple[str, dict[str, int | None]]:
     """(why it is dead or "", process ids of its supervisor and of its own process 1)."""
     supervisor = recorded(folder(plan, host) / "pid")
-    pids = {"supervisor": supervisor, "init": cgroups.leader(plan["slot"], host["name"])}
+    pids = {"supervisor": supervisor, "init": cgroups.leader(plan.slot, host.name)}
     return ("" if supervisor else "its container does not run", pids)
 
 
@@ -218,7 +217,7 @@ def up(plan: Plan, host: Host, tell: Callable[[str], None], stop: threading.Even
     place = folder(plan, host)
     ready, booted = place / "ready", place / "booted"
     if recorded(place / "pid") is None:
-        cgroups.end(plan["slot"], host["name"])
+        cgroups.end(plan.slot, host.name)
         ready.unlink(missing_ok=True)
         _prepare_files(plan, host, tell)
         _spawn(plan, host)
@@ -245,7 +244,7 @@ def _prepare_files(plan: Plan, host: Host, tell: Callable[[str], None]) -> None:
     place = folder(plan, host)
     kept = born(plan, host) if (place / "born.json").exists() else None
     if kept and _volatile(plan) and kept["boot_id"] != _boot_id():
-        tell(f"{host['name']}: the machine has been restarted; its files may be damaged and are made anew")
+        tell(f"{host.name}: the machine has been restarted; its files may be damaged and are made anew")
         kept = None
     if kept:
         # A volatile overlay refuses a second mount. The machine has not crashed since, so what is there is whole.
@@ -266,11 +265,11 @@ def _write_identity(plan: Plan, host: Host, machine_id: str) -> None:
     """Write who a host is, with an ssh host key of its own, into its upper layer; `born.json` comes last."""
     place = folder(plan, host)
     files = identity_files(plan, host)
-    upper, base = place / "upper", Path(plan["base"])
+    upper, base = place / "upper", plan.base
     for path, (text, mode) in {**files, "etc/machine-id": (f"{machine_id}\n", 0o444)}.items():
         _place(upper, base, path, text, mode)
     key = upper / "etc/ssh/ssh_host_ed25519_key"
-    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"root@{host['name']}", "-f", str(key))
+    run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", f"root@{host.name}", "-f", str(key))
     key.with_suffix(".pub").chmod(0o644)
     facts = {
         "boot_id": _boot_id(),
@@ -306,12 +305,12 @@ def _refresh_files(plan: Plan, host: Host) -> None:
         return
     root = place / "upper"
     if recorded(place / "pid"):
-        leader = cgroups.leader(plan["slot"], host["name"])
+        leader = cgroups.leader(plan.slot, host.name)
         if leader is None:
             raise MachineError("it is restarting", "try again")
         root = Path(f"/proc/{leader}/root")
     for path, (text, mode) in changed.items():
-        _place(root, Path(plan["base"]), path, text, mode)
+        _place(root, plan.base, path, text, mode)
     facts["files"] = {path: text for path, (text, _) in wanted.items()}
     replace(place / "born.json", json.dumps(facts, indent=2, sort_keys=True))
 
@@ -319,7 +318,7 @@ def _refresh_files(plan: Plan, host: Host) -> None:
 def _spawn(plan: Plan, host: Host) -> None:
     """Start a host's supervisor; it belongs to nobody and outlives this process."""
     place = folder(plan, host)
-    groups = cgroups.make(plan["slot"], host["name"])
+    groups = cgroups.make(plan.slot, host.name)
     script = place / "supervise"
     script.write_text(supervisor_text(plan, host, groups, hybrid=bool(cgroups.hierarchies().legacy)))
     (place / "pid").unlink(missing_ok=True)
@@ -337,9 +336,9 @@ def _spawn(plan: Plan, host: Host) -> None:
 
 def _wait(plan: Plan, host: Host, tell: Callable[[str], None], stop: threading.Event, first: bool) -> None:
     """Wait until sshd answers and systemd has come to rest."""
-    count = sum(bool(entry["system"]) for entry in plan["hosts"])
+    count = sum(entry.system for entry in plan.hosts)
     end = time.monotonic() + _FIRST_BOOT_S + _BOOT_S_PER_HOST * min(count, AT_ONCE)
-    _until(lambda: _answers(host["management_address"]), plan, host, end, stop, "sshd does not answer")
+    _until(lambda: _answers(host.management_address), plan, host, end, stop, "sshd does not answer")
     state = _system_state(plan, host, end)
     if state == "running":
         return
@@ -348,7 +347,7 @@ def _wait(plan: Plan, host: Host, tell: Callable[[str], None], stop: threading.E
     what = f"systemd says {state}; failed units: {units or 'none'}"
     if first:
         raise MachineError(what, f"look with `journalctl -b -u {units.split(',')[0] or 'UNIT'}` in the host")
-    tell(f"{host['name']}: {what}")  # services of the deployment, which is stale now; their phase starts them
+    tell(f"{host.name}: {what}")  # services of the deployment, which is stale now; their phase starts them
 
 
 def _until(
@@ -390,7 +389,7 @@ def _system_state(plan: Plan, host: Host, end: float) -> str:
 
 
 def _inside(plan: Plan, host: Host, *command: str, limit_s: float = 20, good: tuple[int, ...] = (0,)) -> str:
-    leader = cgroups.leader(plan["slot"], host["name"])
+    leader = cgroups.leader(plan.slot, host.name)
     if leader is None:
         raise MachineError(
             f"its container has ended{_quoted_log(folder(plan, host))}", f"the whole log: {folder(plan, host) / 'log'}"

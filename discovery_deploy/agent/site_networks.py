@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from discovery_deploy.agent.machine import MachineError, Plan, is_namespace, namespaces, own, run
+from discovery_deploy.agent.machine import MachineError, is_namespace, namespaces, own, run
+from discovery_deploy.agent.plan import Host, Plan
 
 QUEUE_PACKETS = 10000
 """`txqueuelen` of every device: a burst on the local network must not be dropped before it reaches the WAN."""
@@ -107,9 +108,9 @@ def look_inside(namespace: str) -> Inside:
 
 def networks(plan: Plan) -> list[ipaddress.IPv4Network]:
     """Networks that a plan uses: management, then one per site."""
-    management = plan["management"]
-    own_network = ipaddress.IPv4Network(f"{management['address']}/{management['prefix_length']}", strict=False)
-    return [own_network, *(ipaddress.IPv4Network(site["subnet"]) for site in plan["sites"])]
+    management = plan.management
+    own_network = ipaddress.IPv4Network(f"{management.address}/{management.prefix_length}", strict=False)
+    return [own_network, *(ipaddress.IPv4Network(site.subnet) for site in plan.sites)]
 
 
 def collisions(wanted: Iterable[ipaddress.IPv4Network], slot: int | None, observed: Observed) -> list[str]:
@@ -148,13 +149,13 @@ def _veth(device: str, inside: str, namespace: str, bridge: str, alone: bool) ->
 def shared_commands(plan: Plan, observed: Observed) -> list[str]:
     """Lines for `ip -batch` that make the missing bridges and rules; empty when all are there. Pure."""
     lines: list[str] = []
-    management = plan["management"]
-    for name in (management["bridge"], *(site["bridge"] for site in plan["sites"])):
+    management = plan.management
+    for name in (management.bridge, *(site.bridge for site in plan.sites)):
         if name not in observed.links:
             lines += _bridge(name)
-    address = f"{management['address']}/{management['prefix_length']}"
-    if (management["bridge"], address) not in observed.addresses:
-        lines.append(f"address replace {address} dev {management['bridge']}")
+    address = f"{management.address}/{management.prefix_length}"
+    if (management.bridge, address) not in observed.addresses:
+        lines.append(f"address replace {address} dev {management.bridge}")
     return [*lines, *(f"rule add {rule}" for rule in rules(plan) if rule not in observed.rules)]
 
 
@@ -163,7 +164,7 @@ def rules(plan: Plan) -> list[str]:
 
     Each names its network: nothing else on the machine is touched by them.
     """
-    own_packets, others = _preferences(plan["slot"])
+    own_packets, others = _preferences(plan.slot)
     return [
         text
         for network in guarded(plan)
@@ -180,7 +181,7 @@ def guarded(plan: Plan) -> list[str]:
     return [str(management), str(cover)]
 
 
-def host_commands(plan: Plan, host: dict[str, Any], observed: Observed, inside: Inside | None) -> list[str]:
+def host_commands(plan: Plan, host: Host, observed: Observed, inside: Inside | None) -> list[str]:
     """Lines for `ip -batch` that make a host's missing namespace, links and route on the machine's side. Pure.
 
     Args:
@@ -189,14 +190,14 @@ def host_commands(plan: Plan, host: dict[str, Any], observed: Observed, inside: 
         observed: what is there on the machine.
         inside: what is there in the host's namespace, None when there is no namespace.
     """
-    namespace, management = host["namespace"], plan["management"]["bridge"]
-    site_bridge = next(site["bridge"] for site in plan["sites"] if site["name"] == host["site"])
+    namespace, management = host.namespace, plan.management.bridge
+    site_bridge = plan.site_of(host).bridge
     lines = [f"netns del {namespace}"] if namespace in observed.broken else []
     if inside is None:
         lines.append(f"netns add {namespace}")
     for device, peer, bridge in (
-        (host["site_device"], "eth0", site_bridge),
-        (host["management_device"], "mgmt0", management),
+        (host.site_device, "eth0", site_bridge),
+        (host.management_device, "mgmt0", management),
     ):
         link = observed.links.get(device)
         if inside and link and peer in inside.devices and link.get("master") == bridge:
@@ -204,8 +205,8 @@ def host_commands(plan: Plan, host: dict[str, Any], observed: Observed, inside: 
         if link:
             lines.append(f"link del {device}")
         lines += _veth(device, peer, namespace, bridge, alone=bridge == management)
-    if (management, host["site_address"]) not in observed.routes:
-        lines.append(f"route replace {host['site_address']}/32 via {host['management_address']} dev {management}")
+    if (management, host.site_address) not in observed.routes:
+        lines.append(f"route replace {host.site_address}/32 via {host.management_address} dev {management}")
     return lines
 
 
@@ -214,13 +215,13 @@ def hardware_address(address: str) -> str:
     return "02:dd:" + ":".join(f"{part:02x}" for part in ipaddress.IPv4Address(address).packed)
 
 
-def inside_commands(plan: Plan, host: dict[str, Any], inside: Inside | None) -> list[str]:
+def inside_commands(plan: Plan, host: Host, inside: Inside | None) -> list[str]:
     """Lines for `ip -n <namespace> -batch` that make what is missing in a host's namespace. Pure."""
-    site = next(site for site in plan["sites"] if site["name"] == host["site"])
-    site_length = site["subnet"].partition("/")[2]
+    site = plan.site_of(host)
+    site_length = site.subnet.partition("/")[2]
     wanted = (
-        ("eth0", host["site_address"], site_length),
-        ("mgmt0", host["management_address"], plan["management"]["prefix_length"]),
+        ("eth0", host.site_address, site_length),
+        ("mgmt0", host.management_address, plan.management.prefix_length),
     )
     lines = [] if inside and "lo" in dict(inside.addresses) else ["link set lo up"]
     for device, address, length in wanted:
@@ -229,8 +230,8 @@ def inside_commands(plan: Plan, host: dict[str, Any], inside: Inside | None) -> 
                 f"link set {device} address {hardware_address(address)} addrgenmode none txqueuelen {QUEUE_PACKETS} up"
             )
             lines.append(f"address replace {address}/{length} dev {device}")
-    if inside is None or inside.gateway != site["gateway"] or len(lines):
-        lines.append(f"route replace default via {site['gateway']} dev eth0 congctl {CONGESTION_CONTROL}")
+    if inside is None or inside.gateway != site.gateway or len(lines):
+        lines.append(f"route replace default via {site.gateway} dev eth0 congctl {CONGESTION_CONTROL}")
     return lines
 
 
@@ -243,14 +244,14 @@ def up(plan: Plan) -> list[str]:
     Raises:
         MachineError: addresses are in use, or the kernel refuses.
     """
-    observed = observe(plan["slot"])
-    in_use = collisions(networks(plan), plan["slot"], observed)
+    observed = observe(plan.slot)
+    in_use = collisions(networks(plan), plan.slot, observed)
     if in_use:
         raise MachineError("; ".join(in_use), "release what uses it, or reserve with another slot")
     lines: list[str] = []
     insides: list[Inside | None] = []
-    for host in plan["hosts"]:
-        inside = look_inside(host["namespace"]) if host["namespace"] in observed.namespaces else None
+    for host in plan.hosts:
+        inside = look_inside(host.namespace) if host.namespace in observed.namespaces else None
         of_host = host_commands(plan, host, observed, inside)
         remade = any(line.startswith("link add") for line in of_host)
         insides.append(None if remade else inside)
@@ -258,18 +259,18 @@ def up(plan: Plan) -> list[str]:
     # What is removed may be going already, with its namespace; what is made must succeed.
     _batch([line for line in lines if " del " in line], may_fail=True)
     _batch([*shared_commands(plan, observed), *(line for line in lines if " del " not in line)])
-    _close_off(plan["management"]["bridge"], [site["bridge"] for site in plan["sites"]])
-    for host, inside in zip(plan["hosts"], insides, strict=True):
-        _batch(inside_commands(plan, host, inside), "-n", host["namespace"])
-    return [host["name"] for host in plan["hosts"] if host["namespace"] not in observed.namespaces]
+    _close_off(plan.management.bridge, [site.bridge for site in plan.sites])
+    for host, inside in zip(plan.hosts, insides, strict=True):
+        _batch(inside_commands(plan, host, inside), "-n", host.namespace)
+    return [host.name for host in plan.hosts if host.namespace not in observed.namespaces]
 
 
-def missing(plan: Plan, host: dict[str, Any]) -> str:
+def missing(plan: Plan, host: Host) -> str:
     """What a host's network lacks, seen from the machine without starting a process; "" when nothing."""
-    for device in (host["site_device"], host["management_device"]):
+    for device in (host.site_device, host.management_device):
         if not Path(f"/sys/class/net/{device}").exists():
             return f"link {device} is gone"
-    return "" if is_namespace(host["namespace"]) else f"namespace {host['namespace']} is gone"
+    return "" if is_namespace(host.namespace) else f"namespace {host.namespace} is gone"
 
 
 def _close_off(management: str, sites: list[str]) -> None:

@@ -25,15 +25,12 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from discovery_deploy.agent import machine, tc_device, uml_kernel, wan_tunnels, wan_uml
 from discovery_deploy.agent.machine import MachineError
-from discovery_deploy.agent.wan_tunnels import Tunnel
+from discovery_deploy.agent.plan import Peer, Plan, WanRouter
+from discovery_deploy.agent.plan import read as read_plan
 from discovery_deploy.agent.wan_uml import QUEUE_PACKETS, Port, RouterError, UmlRouter
-
-Plan = dict[str, Any]
-"""The plan of one machine; of it `directory`, `slot`, `sites`, `router` and `peers` are read."""
 
 BRIDGE_LIMIT_S = 30.0
 LOCK_LIMIT_S = 180.0
@@ -50,7 +47,7 @@ class Router:
     asked_mode: str
     memory_mb: int
     ports: tuple[Port, ...]
-    tunnels: tuple[Tunnel, ...] = ()
+    tunnels: tuple[Peer, ...] = ()
 
     @property
     def uml(self) -> UmlRouter:
@@ -69,22 +66,22 @@ def memory_mb(sites: int) -> int:
 
 def router_of(plan: Plan) -> Router:
     """Read the router's part of a plan."""
-    directory = Path(plan["directory"]) / "router"
+    directory = plan.directory / "router"
     ports = tuple(
         Port(
-            site=site["name"],
-            bridge=site["bridge"],
-            device=site["router_device"],
-            tap=site["tap"],
-            address=f"{site['gateway']}/{site['subnet'].split('/')[1]}",
-            mac=f"02:dd:{plan['slot'] % 256:02x}:00:{site['index'] // 256:02x}:{site['index'] % 256:02x}",
+            site=site.name,
+            bridge=site.bridge,
+            device=site.router_device,
+            tap=site.tap,
+            address=f"{site.gateway}/{site.subnet.split('/')[1]}",
+            mac=f"02:dd:{plan.slot % 256:02x}:00:{site.index // 256:02x}:{site.index % 256:02x}",
         )
-        for site in plan["sites"]
+        for site in plan.sites
     )
-    asked = plan["router"]
-    memory = asked.get("memory_mb") or memory_mb(len(ports))
-    mode, tunnels = asked.get("mode", "auto"), wan_tunnels.tunnels_of(plan)
-    return Router(directory, asked["namespace"], mode, memory, ports, tunnels)
+    asked = plan.router or WanRouter(f"dd{plan.slot}-router")
+    return Router(
+        directory, asked.namespace, asked.mode, asked.memory_mb or memory_mb(len(ports)), ports, plan.peers
+    )
 
 
 def directory_problem(directory: Path) -> str | None:
@@ -398,7 +395,7 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) < 2 or arguments[0] not in verbs:
         print(__doc__, file=sys.stderr)
         return 2
-    verb, plan = arguments[0], json.loads(Path(arguments[1]).read_text())
+    verb, plan = arguments[0], read_plan(json.loads(Path(arguments[1]).read_text()))
     try:
         if verb == "up":
             print("started" if up(plan) else "running")

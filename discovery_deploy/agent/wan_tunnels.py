@@ -19,9 +19,10 @@ import os
 import socket
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from discovery_deploy.agent.plan import Peer, Plan
 
 UDP_PORT = 24789
 """Of all tunnels. Below the ports that the kernel gives to programs, and not VXLAN's own, which the machine may use."""
@@ -31,63 +32,39 @@ GRO = (0x2B, 0x2C)
 """Commands (get, set) of SIOCETHTOOL, from linux/ethtool.h."""
 
 
-@dataclass(frozen=True)
-class Tunnel:
-    """The way from this machine's router to that of another machine."""
-
-    machine: str
-    """The other one."""
-    device: str
-    """In the router's namespace."""
-    vni: int
-    """Number of the pair of machines, in both directions."""
-    local: str
-    """Address of this machine."""
-    remote: str
-    """Address of the other."""
-    mac: str
-    peer_mac: str
-    next_hop: str
-    """The other router on the tunnel; known to this router alone."""
-    subnets: tuple[str, ...]
-    """Networks of the other machine's sites."""
-    gateway: str
-    """An address of the other router, which answers."""
-
-
-def peer(slot: int, own: int, other: int, addresses: tuple[str, str]) -> dict[str, Any]:
-    """A plan's entry about another machine, without its name, sites and hosts. Pure.
+def peer(slot: int, own: int, other: int, addresses: tuple[str, str], machine: str, plan: Plan) -> Peer:
+    """What a machine's plan says about another machine. Pure.
 
     Args:
         slot: of the experiment, the same on both machines.
         own: number of this machine in the experiment, 0 to 254.
         other: number of the other one.
         addresses: of this machine and of the other.
+        machine: name of the other.
+        plan: of the other.
     """
     low, high = sorted((own, other))
 
     def mac(source: int, to: int) -> str:
         return f"02:dd:{slot:02x}:ff:{source:02x}:{to:02x}"
 
-    return {
-        "device": f"peer{other}", "vni": (slot << 16) + (low << 8) + high + 1, "local": addresses[0],
-        "remote": addresses[1], "mac": mac(own, other), "peer_mac": mac(other, own),
-        "next_hop": f"169.254.{slot}.{other + 1}",
-    }  # fmt: skip
-
-
-def tunnels_of(plan: Mapping[str, Any]) -> tuple[Tunnel, ...]:
-    """The tunnels of a plan; none where all sites are on one machine. Pure."""
-    return tuple(
-        Tunnel(
-            **{key: entry[key] for key in Tunnel.__dataclass_fields__ if key != "subnets"}, subnets=(*entry["subnets"],)
-        )
-        for entry in plan.get("peers", ())
+    return Peer(
+        machine=machine,
+        device=f"peer{other}",
+        vni=(slot << 16) + (low << 8) + high + 1,
+        local=addresses[0],
+        remote=addresses[1],
+        mac=mac(own, other),
+        peer_mac=mac(other, own),
+        next_hop=f"169.254.{slot}.{other + 1}",
+        subnets=tuple(site.subnet for site in plan.sites),
+        gateway=plan.sites[0].gateway,
+        hosts={host.name: host.site_address for host in plan.hosts},
     )
 
 
 def wanted_commands(
-    tunnels: Iterable[Tunnel], shown: Sequence[Mapping[str, Any]], namespace: str
+    tunnels: Iterable[Peer], shown: Sequence[Mapping[str, Any]], namespace: str
 ) -> tuple[list[str], list[str]]:
     """(lines of `ip` in the router's namespace that remove what is not as planned, lines outside that make it). Pure.
 
@@ -108,12 +85,12 @@ def wanted_commands(
     return removed, made
 
 
-def _is(tunnel: Tunnel, shown: Mapping[str, Any] | None) -> bool:
+def _is(tunnel: Peer, shown: Mapping[str, Any] | None) -> bool:
     asked = (tunnel.vni, tunnel.local, tunnel.remote, UDP_PORT)
     return shown is not None and tuple(shown.get(key) for key in ("id", "local", "remote", "port")) == asked
 
 
-def inside_commands(tunnels: Sequence[Tunnel], routes: Iterable[Mapping[str, Any]]) -> list[str]:
+def inside_commands(tunnels: Sequence[Peer], routes: Iterable[Mapping[str, Any]]) -> list[str]:
     """Lines of `ip` in the router's namespace, once the devices are there; they may be run again. Pure.
 
     Args:

@@ -127,7 +127,7 @@ class Wan:
                 measure.Point(host.site, host.name, host.site_address, gateway)
                 for host, gateway in zip(hosts, gateways, strict=True)
             ]
-        namespaces = {host["name"]: f"/run/netns/{host['namespace']}" for host in self.lease.details["plan"]["hosts"]}
+        namespaces = {host.name: f"/run/netns/{host.namespace}" for host in local.plan_of(self.lease).hosts}
         return [
             measure.Point(host.site, measure.HERE, host.site_address, gateway, namespaces[host.name])
             for host, gateway in zip(hosts, gateways, strict=True)

@@ -23,6 +23,7 @@ from discovery_deploy.agent import (
     names,
     nested_machine,
     nspawn,
+    plan,
     site_networks,
     tc_device,
     uml_kernel,
@@ -42,7 +43,7 @@ UP_LIMIT_S = 900.0
 IMAGE_LIMIT_S = nested_machine.IMAGE_LIMIT_S
 PACK_LIMIT_S = 1200.0
 MODULES = (
-    cgroups, containers, machine, machine_plans, names, nested_machine, nspawn, site_networks, tc_device,
+    cgroups, containers, machine, machine_plans, names, nested_machine, nspawn, plan, site_networks, tc_device,
     uml_kernel, wan_router, wan_tunnels, wan_uml,
 )  # fmt: skip
 """What runs on machines."""

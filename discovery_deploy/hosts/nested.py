@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from discovery_deploy.agent import machine, nested_machine, wan_router
-from discovery_deploy.agent.machine import Plan
+from discovery_deploy.agent.plan import Plan, as_data
 from discovery_deploy.agent.names import is_name
 from discovery_deploy.agent.wan_tunnels import UDP_PORT
 from discovery_deploy.cloud.variables import EnvironmentsInterface
@@ -47,7 +47,7 @@ class Record(Strict):
     """What a nested experiment has, so that it is found without its workspace."""
 
     machines: Lease
-    plans: dict[str, dict[str, Any]] = {}
+    plans: dict[str, Plan] = {}
     """Machine -> its plan, as long as something may be there."""
 
 
@@ -67,7 +67,7 @@ def bring_environments(
 ) -> None:
     """Have the machines of a nested lease hold what their hosts use; the hosts see it. Raises TestbedError."""
     wanted = nesting.environments_of_machines(
-        lease.details["plans"], hosts_environments(experiment, lease, environments)
+        nesting.plans_of(lease), hosts_environments(experiment, lease, environments)
     )
     shipping.ship_environments(machine_remote(lease), wanted, cache, progress)
 
@@ -138,7 +138,7 @@ class Nested:
 
         def up(name: str) -> dict[str, Any]:
             told = lambda line: progress(f"{name}: {line}")  # noqa: E731
-            born: dict[str, Any] = caller.call(name, "up", {"plan": plans[name]}, told, UP_LIMIT_S)
+            born: dict[str, Any] = caller.call(name, "up", {"plan": as_data(plans[name])}, told, UP_LIMIT_S)
             return born
 
         born = {host: facts for made in on_all(up, list(plans)) for host, facts in made.items()}
@@ -157,18 +157,18 @@ class Nested:
         machines = machine_lease(lease)
         if machines is None:
             return self.inner.dead_hosts(lease)
-        plans: dict[str, Plan] = lease.details["plans"]
+        plans = nesting.plans_of(lease)
         gone, caller = set(self.inner.dead_hosts(machines)), Caller(machine_remote(lease))
 
         def dead(name: str) -> list[str]:
             if name not in gone:
                 try:
-                    state = caller.call(name, "status", {"plan": plans[name]})
+                    state = caller.call(name, "status", {"plan": as_data(plans[name])})
                 except TestbedError:
                     pass
                 else:
                     return [*state["dead"], *([] if state["router"] else [f"WAN router of {name}"])]
-            return [host["name"] for host in plans[name]["hosts"]]
+            return [host.name for host in plans[name].hosts]
 
         return [host for found in side_by_side(dead, list(plans)) for host in found]
 
@@ -176,9 +176,13 @@ class Nested:
         """Run a tc program: every machine's WAN router gets the lines for its own sites."""
         if machine_lease(lease) is None:
             return self.inner.shape(lease, program)
-        plans, caller = lease.details["plans"], Caller(machine_remote(lease))
+        plans, caller = nesting.plans_of(lease), Caller(machine_remote(lease))
         parts = nesting.of_machines(program, plans)
-        on_all(lambda name: caller.call(name, "shape", {"plan": plans[name], "program": parts[name]}), list(parts))
+
+        def shape(name: str) -> None:
+            caller.call(name, "shape", {"plan": as_data(plans[name]), "program": parts[name]})
+
+        on_all(shape, list(parts))
         return None
 
     def read_shape(self, lease: Lease) -> str:
@@ -197,8 +201,8 @@ class Nested:
 
     def _ask(self, lease: Lease, verb: str) -> list[Any]:
         """The answers of all machines."""
-        plans, caller = lease.details["plans"], Caller(machine_remote(lease))
-        return on_all(lambda name: caller.call(name, verb, {"plan": plans[name]}), list(plans))
+        plans, caller = nesting.plans_of(lease), Caller(machine_remote(lease))
+        return on_all(lambda name: caller.call(name, verb, {"plan": as_data(plans[name])}), list(plans))
 
     def release(self, experiment_name: str, progress: Progress) -> None:
         """Remove the containers from every machine that can be reached, then give the machines back."""
@@ -378,8 +382,8 @@ def _common_slot(seen: Mapping[str, Mapping[str, Any]], plans: Mapping[str, Plan
     """A slot that is free on all machines: the one that the experiment has, when that is still so."""
     common = set.intersection(*(set(found["slots"]) for found in seen.values()))
     for plan in plans.values():
-        if plan["slot"] in common:
-            return int(plan["slot"])
+        if plan.slot in common:
+            return plan.slot
     if not common:
         raise TestbedError(
             f"no slot is free on all of {', '.join(seen)}: their networks 10.64.0.0 to 10.191.255.255 are in use",
@@ -390,7 +394,7 @@ def _common_slot(seen: Mapping[str, Mapping[str, Any]], plans: Mapping[str, Plan
 
 def _check_tunnels(caller: Caller, plans: Mapping[str, Plan]) -> None:
     """Whether every machine's WAN router reaches the others. Raises TestbedError."""
-    silent = on_all(lambda name: caller.call(name, "reach", {"plan": plans[name]}), list(plans))
+    silent = on_all(lambda name: caller.call(name, "reach", {"plan": as_data(plans[name])}), list(plans))
     pairs = [f"{name} -> {other}" for name, others in zip(plans, silent, strict=True) for other in others]
     if pairs:
         raise TestbedError(

@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from discovery_deploy.agent import wan_tunnels
-from discovery_deploy.agent.machine import Plan
+from discovery_deploy.agent.plan import Plan, as_data, read
 from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.model import Experiment, Host, Site
 from discovery_deploy.experiment.placement import placed
@@ -127,40 +128,36 @@ def machine_plans(
     """
     whole = local.machine_plan(experiment, slot, directory, base, environments, public_key)
     parts = {name: _part(whole, sites) for name, sites in machines(experiment).items()}
-    for own, (name, part) in enumerate(parts.items()):
-        part["peers"] = [
-            _peer(slot, (own, name), (other, peer), parts[peer], addresses)
-            for other, peer in enumerate(parts)
-            if peer != name
-        ]
-    return parts
+    return {
+        name: replace(
+            part,
+            peers=tuple(
+                wan_tunnels.peer(slot, own, other, (addresses[name], addresses[peer]), peer, parts[peer])
+                for other, peer in enumerate(parts)
+                if peer != name
+            ),
+        )
+        for own, (name, part) in enumerate(parts.items())
+    }
 
 
 def _part(whole: Plan, sites: Sequence[str]) -> Plan:
     """The plan of the machine that has these sites."""
-    return {
-        **whole,
-        "sites": [site for site in whole["sites"] if site["name"] in sites],
-        "hosts": [host for host in whole["hosts"] if host["site"] in sites],
-    }
+    return replace(
+        whole,
+        sites=tuple(site for site in whole.sites if site.name in sites),
+        hosts=tuple(host for host in whole.hosts if host.site in sites),
+    )
 
 
-def _peer(
-    slot: int, own: tuple[int, str], other: tuple[int, str], plan: Plan, addresses: Mapping[str, str]
-) -> dict[str, Any]:
-    """What a machine's plan says about another one, whose plan is given."""
-    return {
-        "machine": other[1],
-        **wan_tunnels.peer(slot, own[0], other[0], (addresses[own[1]], addresses[other[1]])),
-        "subnets": [site["subnet"] for site in plan["sites"]],
-        "gateway": plan["sites"][0]["gateway"],
-        "hosts": {host["name"]: host["site_address"] for host in plan["hosts"]},
-    }
+def plans_of(lease: Lease) -> dict[str, Plan]:
+    """Machine -> its plan, of a nested lease. Raises MachineError when one was damaged."""
+    return {name: read(plan) for name, plan in lease.details["plans"].items()}
 
 
 def owners(plans: Mapping[str, Plan]) -> dict[str, str]:
     """Device of a WAN router -> the machine where it is."""
-    return {site["router_device"]: name for name, plan in plans.items() for site in plan["sites"]}
+    return {site.router_device: name for name, plan in plans.items() for site in plan.sites}
 
 
 def of_machines(program: str, plans: Mapping[str, Plan]) -> dict[str, str]:
@@ -186,7 +183,7 @@ def environments_of_machines(
 ) -> dict[str, tuple[str, ...]]:
     """Machine -> names of the environments that its hosts need, from host -> names."""
     return {
-        name: tuple(sorted({one for host in plan["hosts"] for one in wanted[host["name"]]}))
+        name: tuple(sorted({one for host in plan.hosts for one in wanted[host.name]}))
         for name, plan in plans.items()
     }
 
@@ -217,24 +214,24 @@ def lease(
         details: for `Lease.details`, besides the plans.
     """
     roles = {host.name: host.roles for site in experiment.sites for host in site.hosts}
-    places = [(name, host) for name, plan in plans.items() for host in plan["hosts"]]
+    places = [(name, host) for name, plan in plans.items() for host in plan.hosts]
     order = [name for site in experiment.sites for name in (host.name for host in site.hosts)]
-    places.sort(key=lambda place: order.index(place[1]["name"]))
-    sites = [site for plan in plans.values() for site in plan["sites"]]
+    places.sort(key=lambda place: order.index(place[1].name))
+    sites = [site for plan in plans.values() for site in plan.sites]
     return Lease(
         provider=experiment.provider.type,
         experiment=experiment.name,
         hosts=tuple(
             LeasedHost(
-                name=host["name"], site=host["site"], roles=roles[host["name"]],
-                management_address=host["management_address"], site_address=host["site_address"], ssh=dict(ways[name]),
+                name=host.name, site=host.site, roles=roles[host.name],
+                management_address=host.management_address, site_address=host.site_address, ssh=dict(ways[name]),
             )
             for name, host in places
         ),
-        site_subnets={site["name"]: site["subnet"] for site in sites},
-        site_devices={site["name"]: site["router_device"] for site in sites},
-        site_gateways={site["name"]: site["gateway"] for site in sites},
+        site_subnets={site.name: site.subnet for site in sites},
+        site_devices={site.name: site.router_device for site in sites},
+        site_gateways={site.name: site.gateway for site in sites},
         identities={name: facts["machine_id"] for name, facts in born.items()},
         router="netns",
-        details={"plans": dict(plans), **details},
+        details={"plans": {name: as_data(plan) for name, plan in plans.items()}, **details},
     )  # fmt: skip

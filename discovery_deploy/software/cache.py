@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from discovery_deploy.agent import machine
-from discovery_deploy.agent.machine import Plan
+from discovery_deploy.agent.plan import NO_PATH, Plan
 from discovery_deploy.experiment.model import Deployment
 from discovery_deploy.software import box, builds, derived, stack
 from discovery_deploy.software.patches.git_trees import commit_of
@@ -154,9 +154,9 @@ class _Users:
         self.boxes = vagrant.boxes_in_use(local.state_directory() / vagrant.FOLDER)
         known = list(plans)
         self.hosts = [
-            (str(plan.get("experiment")), Path(str(plan["base"])), _noted(plan)) for plan in known if "base" in plan
+            (plan.experiment, plan.base, _noted(plan)) for plan in known if plan.base != NO_PATH
         ]
-        self.hidden = tuple(f"perhaps hosts of {plan['experiment']}" for plan in known if "base" not in plan)
+        self.hidden = tuple(f"perhaps hosts of {plan.experiment}" for plan in known if plan.base == NO_PATH)
         """Of experiments of other users: what they use cannot be seen."""
 
     def of(self, name: str) -> tuple[str, ...]:
@@ -234,7 +234,7 @@ def _built_in(environment: Path) -> str | None:
 def _noted(plan: Plan) -> frozenset[str]:
     """Names of environments that the workspace of an experiment has noted as those of its hosts."""
     with suppress(OSError, ValueError):
-        if workspace := noted_holder(Path(str(plan["directory"]))):
+        if workspace := noted_holder(plan.directory):
             return frozenset(_texts(json.loads((workspace / builds.NOTED).read_text(encoding="utf-8"))))
     return frozenset()
 

@@ -12,12 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from discovery_deploy.agent import cgroups, containers, machine, nspawn, site_networks, uml_kernel, wan_router
-from discovery_deploy.agent.machine import MachineError, Plan
-from discovery_deploy.agent.machine_plans import SLOTS, clear, free_slots, read_plan, same_hosts, write_plan
+from discovery_deploy.agent.machine import MachineError
+from discovery_deploy.agent.machine_plans import SLOTS, clear, free_slots, read_plan, write_plan
 from discovery_deploy.agent.names import is_name
+from discovery_deploy.agent.plan import Bind, Host, Plan, Site, WanRouter, as_data, read
 from discovery_deploy.agent.wan_uml import RouterError, UmlRouter
 from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.model import Experiment
@@ -75,30 +75,32 @@ def machine_plan(
     """
     if not 0 <= slot < SLOTS:
         raise ValueError(f"slot {slot} is not in 0..{SLOTS - 1}")
-    sites = [
-        {
-            "name": site.name, "index": index, "bridge": f"dd{slot}s{index}", "router_device": f"vec{index}",
-            "tap": f"dd{slot}t{index}", "gateway": f"10.{128 + slot}.{index}.1",
-            "subnet": f"10.{128 + slot}.{index}.0/24",
-        }
+    sites = tuple(
+        Site(
+            name=site.name,
+            index=index,
+            bridge=f"dd{slot}s{index}",
+            router_device=f"vec{index}",
+            tap=f"dd{slot}t{index}",
+            gateway=f"10.{128 + slot}.{index}.1",
+            subnet=f"10.{128 + slot}.{index}.0/24",
+        )
         for index, site in enumerate(experiment.sites)
-    ]  # fmt: skip
-    return {
-        "experiment": experiment.name,
-        "slot": slot,
-        "directory": str(directory),
-        "base": str(base),
-        "upper": "volatile",
-        "binds": [{"source": str(environments), "target": ENVIRONMENTS}],
-        "authorized_keys": [public_key.strip()],
-        "management": {"bridge": f"dd{slot}m", "address": f"10.{64 + slot}.0.1", "prefix_length": 16},
-        "sites": sites,
-        "hosts": list(_planned_hosts(experiment, slot)),
-        "router": {"mode": "auto", "namespace": f"dd{slot}-router", "memory_mb": wan_router.memory_mb(len(sites))},
-    }
+    )
+    return Plan(
+        slot=slot,
+        directory=directory,
+        experiment=experiment.name,
+        base=base,
+        binds=(Bind(environments, ENVIRONMENTS),),
+        authorized_keys=(public_key.strip(),),
+        sites=sites,
+        hosts=tuple(_planned_hosts(experiment, slot)),
+        router=WanRouter(f"dd{slot}-router", memory_mb=wan_router.memory_mb(len(sites))),
+    )
 
 
-def _planned_hosts(experiment: Experiment, slot: int) -> Iterator[dict[str, Any]]:
+def _planned_hosts(experiment: Experiment, slot: int) -> Iterator[Host]:
     number = 0
     for index, site in enumerate(experiment.sites):
         if len(site.hosts) > HOSTS_PER_SITE:
@@ -107,12 +109,15 @@ def _planned_hosts(experiment: Experiment, slot: int) -> Iterator[dict[str, Any]
                 "Spread them over more sites.",
             )
         for place, host in enumerate(site.hosts):
-            yield {
-                "name": host.name, "site": site.name, "namespace": f"dd{slot}-{host.name}", "system": True,
-                "site_address": f"10.{128 + slot}.{index}.{10 + place}", "site_device": f"dd{slot}e{number}",
-                "management_address": f"10.{64 + slot}.{number // 200}.{10 + number % 200}",
-                "management_device": f"dd{slot}n{number}",
-            }  # fmt: skip
+            yield Host(
+                name=host.name,
+                site=site.name,
+                namespace=f"dd{slot}-{host.name}",
+                site_address=f"10.{128 + slot}.{index}.{10 + place}",
+                site_device=f"dd{slot}e{number}",
+                management_address=f"10.{64 + slot}.{number // 200}.{10 + number % 200}",
+                management_device=f"dd{slot}n{number}",
+            )
             number += 1
 
 
@@ -189,8 +194,8 @@ class LocalProvider:
         def planned(slot: int) -> Plan:
             return machine_plan(experiment, slot, directory, image, self.environments, public_key)
 
-        if old is not None and same_hosts(old, planned(old["slot"])) and machine.claim(old["slot"], directory):
-            plan = planned(old["slot"])
+        if old is not None and old.same_hosts(planned(old.slot)) and machine.claim(old.slot, directory):
+            plan = planned(old.slot)
         else:
             if old is not None or machine.slots_of(directory):
                 progress("the hosts that are there are of another plan: they are made anew")
@@ -211,7 +216,7 @@ class LocalProvider:
 
     def dead_hosts(self, lease: Lease) -> list[str]:
         """Hosts that do not run, and the router as "WAN router" when it does not."""
-        plan = lease.details["plan"]
+        plan = plan_of(lease)
         with _as_testbed_error(lease.experiment):
             dead = [name for name, state in containers.status(plan).items() if state["state"] != "running"]
             return dead if wan_router.alive(plan) else [*dead, ROUTER]
@@ -219,17 +224,17 @@ class LocalProvider:
     def shape(self, lease: Lease, program: str) -> None:
         """Run a tc program in the WAN router."""
         with _as_testbed_error(lease.experiment):
-            wan_router.apply(lease.details["plan"], program)
+            wan_router.apply(plan_of(lease), program)
 
     def read_shape(self, lease: Lease) -> str:
         """What tc shows in the WAN router."""
         with _as_testbed_error(lease.experiment):
-            return wan_router.read(lease.details["plan"])
+            return wan_router.read(plan_of(lease))
 
     def router_facts(self, lease: Lease) -> str:
         """The WAN router's mode, kernel and scheduling, and hosts' congestion control."""
         with _as_testbed_error(lease.experiment):
-            facts = wan_router.facts(lease.details["plan"])
+            facts = wan_router.facts(plan_of(lease))
         return (
             f"{wan_router.facts_text(facts)}, scheduled by {facts['scheduling']}; "
             f"TCP between sites: {site_networks.CONGESTION_CONTROL}"
@@ -261,27 +266,36 @@ class LocalProvider:
 def lease(experiment: Experiment, plan: Plan, directory: Path) -> Lease:
     """The lease of an experiment whose plan is up."""
     roles = {host.name: host.roles for site in experiment.sites for host in site.hosts}
-    born = {host["name"]: nspawn.born(plan, host) for host in plan["hosts"]}
+    born = {host.name: nspawn.born(plan, host) for host in plan.hosts}
     return Lease(
         provider="local",
         experiment=experiment.name,
         hosts=tuple(
             LeasedHost(
-                name=host["name"], site=host["site"], roles=roles[host["name"]],
-                management_address=host["management_address"], site_address=host["site_address"],
+                name=host.name, site=host.site, roles=roles[host.name],
+                management_address=host.management_address, site_address=host.site_address,
             )
-            for host in plan["hosts"]
+            for host in plan.hosts
         ),
-        site_subnets={site["name"]: site["subnet"] for site in plan["sites"]},
-        site_devices={site["name"]: site["router_device"] for site in plan["sites"]},
-        site_gateways={site["name"]: site["gateway"] for site in plan["sites"]},
+        site_subnets={site.name: site.subnet for site in plan.sites},
+        site_devices={site.name: site.router_device for site in plan.sites},
+        site_gateways={site.name: site.gateway for site in plan.sites},
         router=(directory / "router" / "mode").read_text().strip(),
         identities={name: facts["machine_id"] for name, facts in born.items()},
         details={
-            "plan": plan,
+            "plan": as_data(plan),
             "host_keys": {name: facts["host_key"] for name, facts in born.items()},
         },
     )  # fmt: skip
+
+
+def plan_of(lease: Lease) -> Plan:
+    """The plan of a lease's hosts. Raises MachineError when it was damaged."""
+    return read(lease.details["plan"])
+
+
+UNKNOWN_SLOT = -1
+"""Of a plan that this user may not read."""
 
 
 def known_plans(state: Path | None = None) -> list[Plan]:
@@ -296,7 +310,7 @@ def known_plans(state: Path | None = None) -> list[Plan]:
         try:
             plan = read_plan(directory)
         except PermissionError:
-            plan = {"experiment": directory.name}
+            plan = Plan(UNKNOWN_SLOT, directory, directory.name)
         found += [plan] if plan is not None else []
     return found
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from discovery_deploy.agent import containers, machine
-from discovery_deploy.agent.machine import Plan
+from discovery_deploy.agent.plan import Plan
 from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.model import Experiment
-from discovery_deploy.testbeds.local import LocalProvider
+from discovery_deploy.testbeds.local import LocalProvider, plan_of
 
 
 def experiment(name: str, *sites: str) -> Experiment:
@@ -47,15 +47,14 @@ class LocalBed:
             self.provider.release(name, self.said.append)
 
     def plan(self, lease: Lease) -> Plan:
-        plan: Plan = lease.details["plan"]
-        return plan
+        return plan_of(lease)
 
     def pids(self, lease: Lease) -> dict[str, Any]:
         """Host -> process ids; and the router's."""
         plan = self.plan(lease)
         found: dict[str, Any] = {name: state["pids"] for name, state in containers.status(plan).items()}
-        record = Path(plan["directory"]) / "router" / "process"
-        return {**found, "router": record.read_text().split()[0] if record.exists() else plan["router"]["namespace"]}
+        record = plan.directory / "router" / "process"
+        return {**found, "router": record.read_text().split()[0] if record.exists() else f"dd{plan.slot}-router"}
 
     def ssh_options(self, lease: Lease, host: str, key: Path | None = None) -> list[str]:
         """Options that accept the very host key of the lease, and no other."""
@@ -76,7 +75,7 @@ class LocalBed:
 
     def inside(self, lease: Lease, host: str, *command: str) -> subprocess.CompletedProcess[str]:
         """A command in a host's network namespace, with the machine's files."""
-        return in_namespace(f"dd{self.plan(lease)['slot']}-{host}", command)
+        return in_namespace(f"dd{self.plan(lease).slot}-{host}", command)
 
 
 def in_namespace(name: str, command: Sequence[str]) -> subprocess.CompletedProcess[str]:

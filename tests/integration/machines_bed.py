@@ -11,11 +11,11 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from discovery_deploy.agent.machine import Plan, make_own
+from discovery_deploy.agent.machine import make_own
+from discovery_deploy.agent.plan import Plan, WanRouter, as_data
 from discovery_deploy.experiment.model import Experiment, Network
 from discovery_deploy.hosts import nesting
 from discovery_deploy.testbeds import local
@@ -116,16 +116,16 @@ class MachinesWan(Wan):
     plans: dict[str, Plan]
 
     def machine(self, host: str) -> str:
-        return next(name for name, plan in self.plans.items() if host in (entry["name"] for entry in plan["hosts"]))
+        return next(name for name, plan in self.plans.items() if host in (entry.name for entry in plan.hosts))
 
     def inside(self, host: str, *command: str) -> list[str]:
         """The command line that runs a command in a host's namespaces."""
-        namespace = next(str(entry["namespace"]) for entry in self.plan["hosts"] if entry["name"] == host)
+        namespace = next(entry.namespace for entry in self.plan.hosts if entry.name == host)
         return self.anchors.enter(self.machine(host), "ip", "netns", "exec", namespace, *command)
 
     def namespace_path(self, name: str) -> str:
         """As seen from here, where one probe reads the one clock of all machines."""
-        host = next(entry["name"] for entry in self.plan["hosts"] if entry["namespace"] == name)
+        host = next(entry.name for entry in self.plan.hosts if entry.namespace == name)
         return f"/proc/{self.anchors.pids[self.machine(host)]}/root/run/netns/{name}"
 
     def run(self, host: str, command: Sequence[str], stdin: str, timeout_s: float) -> str:
@@ -150,7 +150,7 @@ class MachinesWan(Wan):
         return tuple(readback_problems(shapes, shown, self.devices, self.subnets))
 
     def router(self, machine: str, verb: str, *words: str, text: str = "") -> str:
-        plan = str(Path(self.plans[machine]["directory"]) / "plan.json")
+        plan = str(self.plans[machine].directory / "plan.json")
         return self.anchors.module(machine, "discovery_deploy.agent.wan_router", verb, plan, *words, text=text)
 
     def up(self) -> None:
@@ -159,7 +159,7 @@ class MachinesWan(Wan):
             self.containers(machine, "up")
 
     def containers(self, machine: str, verb: str) -> str:
-        plan = str(Path(self.plans[machine]["directory"]) / "plan.json")
+        plan = str(self.plans[machine].directory / "plan.json")
         return self.anchors.module(machine, "discovery_deploy.agent.containers", verb, plan)
 
 
@@ -167,17 +167,21 @@ def plans_of(asked: Experiment, folder: Path, mode: str) -> dict[str, Plan]:
     """Plans of hosts that are only namespaces, in directories below a folder."""
     addresses = dict(zip(nesting.machines(asked), ADDRESSES, strict=False))
     plans = nesting.machine_plans(asked, addresses, SLOT, Path("/s"), folder, folder, "none")
-    for name, plan in plans.items():
-        plan["directory"] = str(folder / name / "state")
-        plan["router"]["mode"] = mode
-        plan["hosts"] = [{**host, "system": False} for host in plan["hosts"]]
-    return plans
+    return {
+        name: replace(
+            plan,
+            directory=folder / name / "state",
+            router=WanRouter(f"dd{SLOT}-router", mode),
+            hosts=tuple(replace(host, system=False) for host in plan.hosts),
+        )
+        for name, plan in plans.items()
+    }
 
 
-def whole_plan(asked: Experiment, plans: dict[str, Plan]) -> dict[str, Any]:
+def whole_plan(asked: Experiment, plans: dict[str, Plan]) -> Plan:
     """The plan of all hosts and sites, as the tests read it."""
     plan = local.machine_plan(asked, SLOT, Path("/s"), Path("/s"), Path("/s"), "none")
-    return {**plan, "directory": str(Path(next(iter(plans.values()))["directory"]).parents[1])}
+    return replace(plan, directory=next(iter(plans.values())).directory.parents[1])
 
 
 @contextlib.contextmanager
@@ -186,9 +190,9 @@ def machines(folder: Path, sites: Sequence[str], hosts_per_machine: int, mode: s
     asked = experiment(sites, hosts_per_machine)
     plans = plans_of(asked, folder, mode)
     for plan in plans.values():
-        directory = Path(plan["directory"])
+        directory = plan.directory
         make_own(directory)
-        (directory / "plan.json").write_text(json.dumps(plan))
+        (directory / "plan.json").write_text(json.dumps(as_data(plan)))
     with anchors(list(plans)) as found:
         wan = MachinesWan(whole_plan(asked, plans), found, plans)
         wan.up()

@@ -7,13 +7,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from discovery_deploy.agent import containers, machine, machine_plans, site_networks
-from discovery_deploy.agent.machine import MachineError, Plan
+from discovery_deploy.agent.machine import MachineError
+from discovery_deploy.agent.plan import NO_PATH, Plan
 from discovery_deploy.testbeds import local
 from tests.integration.leftovers import Snapshot
 from tests.integration.local_bed import experiment, in_namespace, reaches
@@ -24,10 +26,9 @@ pytestmark = pytest.mark.integration
 def bare(directory: Path, slot: int, *sites: str) -> Plan:
     """A plan of hosts that are network namespaces, without a router."""
     plan = local.machine_plan(experiment(directory.name, *sites), slot, directory, directory, directory, "none")
-    for host in plan["hosts"]:
-        host["system"] = False
-    del plan["router"], plan["base"]
-    return plan
+    return replace(
+        plan, hosts=tuple(replace(host, system=False) for host in plan.hosts), router=None, base=NO_PATH
+    )
 
 
 @pytest.fixture
@@ -48,9 +49,9 @@ def test_sixty_four_namespaces_are_up_and_gone_again(tmp_path: Path, slot: int) 
     plan = bare(tmp_path / "many", slot, *(f"site{index}" for index in range(64)))
     containers.up(plan)
     assert {state["state"] for state in containers.status(plan).values()} == {"running"}
-    for host in (plan["hosts"][0], plan["hosts"][63]):
-        machine.run("ping", "-q", "-c", "1", "-W", "2", host["management_address"])
-        machine.run("ping", "-q", "-c", "1", "-W", "2", host["site_address"])
+    for host in (plan.hosts[0], plan.hosts[63]):
+        machine.run("ping", "-q", "-c", "1", "-W", "2", host.management_address)
+        machine.run("ping", "-q", "-c", "1", "-W", "2", host.site_address)
     containers.down(plan)
     assert Snapshot.take(tmp_path).leftovers(before) == []
 
@@ -83,36 +84,37 @@ def test_the_command_makes_shows_and_removes(plan: Plan, tmp_path: Path) -> None
     assert {name: state["state"] for name, state in shown.items()} == {"lyon-1": "running", "paris-1": "running"}
     command("down")
     assert json.loads(command("status"))["paris-1"] == {
-        "state": "dead", "why": f"link {plan['hosts'][0]['site_device']} is gone", "pids": {},
+        "state": "dead", "why": f"link {plan.hosts[0].site_device} is gone", "pids": {},
     }  # fmt: skip
 
 
 def test_hosts_have_no_way_out_by_the_management_network(plan: Plan) -> None:
     containers.up(plan)
-    routes = in_namespace(plan["hosts"][0]["namespace"], ["ip", "-4", "route"]).stdout.splitlines()
+    routes = in_namespace(plan.hosts[0].namespace, ["ip", "-4", "route"]).stdout.splitlines()
     assert [line for line in routes if "mgmt0" in line and "scope link" not in line] == []
     assert [line.split()[:5] for line in routes if "default" in line] == [
-        ["default", "via", plan["sites"][0]["gateway"], "dev", "eth0"]
+        ["default", "via", plan.sites[0].gateway, "dev", "eth0"]
     ]
     assert (
-        in_namespace(plan["hosts"][0]["namespace"], ["ip", "-6", "-o", "address", "show", "dev", "eth0"]).stdout == ""
+        in_namespace(plan.hosts[0].namespace, ["ip", "-6", "-o", "address", "show", "dev", "eth0"]).stdout == ""
     )
-    for bridge in (plan["management"]["bridge"], plan["sites"][0]["bridge"]):
+    for bridge in (plan.management.bridge, plan.sites[0].bridge):
         Path(f"/proc/sys/net/ipv4/conf/{bridge}/forwarding").write_text("1")
     containers.up(plan)
-    for bridge in (plan["management"]["bridge"], plan["sites"][0]["bridge"]):
+    for bridge in (plan.management.bridge, plan.sites[0].bridge):
         assert Path(f"/proc/sys/net/ipv4/conf/{bridge}/forwarding").read_text() == "0\n"
         assert Path(f"/proc/sys/net/ipv6/conf/{bridge}/disable_ipv6").read_text() == "1\n"
 
 
 def test_two_hosts_of_a_site_reach_each_other_only_by_the_site_network(tmp_path: Path, slot: int) -> None:
     plan = bare(tmp_path / "pair", slot, "paris", "lyon")
-    first, second = plan["hosts"]
-    second.update(site="paris", site_address=first["site_address"].removesuffix("10") + "11")
+    first, other = plan.hosts
+    second = replace(other, site="paris", site_address=first.site_address.removesuffix("10") + "11")
+    plan = replace(plan, hosts=(first, second))
     try:
         containers.up(plan)
-        assert reaches(first["namespace"], second["site_address"])
-        assert not reaches(first["namespace"], second["management_address"])
+        assert reaches(first.namespace, second.site_address)
+        assert not reaches(first.namespace, second.management_address)
     finally:
         containers.down(plan)
 
@@ -120,10 +122,10 @@ def test_two_hosts_of_a_site_reach_each_other_only_by_the_site_network(tmp_path:
 def test_addresses_in_use_are_refused_with_who_uses_them(plan: Plan) -> None:
     machine.run("ip", "link", "add", "occupied0", "type", "bridge")
     try:
-        machine.run("ip", "address", "add", f"{plan['sites'][1]['gateway']}/30", "dev", "occupied0")
-        with pytest.raises(MachineError, match=rf"{plan['sites'][1]['subnet']} is used by occupied0"):
+        machine.run("ip", "address", "add", f"{plan.sites[1].gateway}/30", "dev", "occupied0")
+        with pytest.raises(MachineError, match=rf"{plan.sites[1].subnet} is used by occupied0"):
             containers.up(plan)
-        assert plan["slot"] not in machine_plans.free_slots(set(), site_networks.observe(0))
+        assert plan.slot not in machine_plans.free_slots(set(), site_networks.observe(0))
     finally:
         machine.run("ip", "link", "del", "occupied0")
 
@@ -132,14 +134,14 @@ def test_a_slot_belongs_to_one_directory(plan: Plan, tmp_path: Path) -> None:
     containers.up(plan)
     thief = {**plan, "directory": str(tmp_path / "thief")}
     for act in (containers.up, containers.down):
-        with pytest.raises(MachineError, match=f"slot {plan['slot']} of this machine"):
+        with pytest.raises(MachineError, match=f"slot {plan.slot} of this machine"):
             act(thief)
     assert {state["state"] for state in containers.status(plan).values()} == {"running"}
 
 
 def test_a_name_without_a_namespace_is_mended(plan: Plan) -> None:
     containers.up(plan)
-    namespace = plan["hosts"][0]["namespace"]
+    namespace = plan.hosts[0].namespace
     machine.run("ip", "netns", "del", namespace)
     (machine.NAMESPACES / namespace).touch()  # what a killed `ip netns add` leaves
     assert containers.status(plan)["paris-1"]["state"] == "dead"

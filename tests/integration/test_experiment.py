@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from discovery_deploy.agent import machine_plans
 from tests.integration.leftovers import Snapshot, left_behind
 
 pytestmark = pytest.mark.integration
@@ -236,13 +237,14 @@ def test_nothing_listens_on_the_machine(tool: Tool) -> None:
 
     for address in listening():
         assert not address.startswith(("10.", "[fd")), f"{address} is open on the machine itself"
-    plan = json.loads((tool.folder / "state" / "small" / "plan.json").read_text())
-    for host in plan["hosts"]:
-        own = {host["site_address"], host["management_address"], "127.0.0.1", "[::1]"}
-        for address in listening("ip", "netns", "exec", host["namespace"]):
+    plan = machine_plans.read_plan(tool.folder / "state" / "small")
+    assert plan is not None
+    for host in plan.hosts:
+        own = {host.site_address, host.management_address, "127.0.0.1", "[::1]"}
+        for address in listening("ip", "netns", "exec", host.namespace):
             where, _, port = address.rpartition(":")
             if port != "22":
-                assert where.split("%")[0] in own, f"{host['name']} listens on {address}"
+                assert where.split("%")[0] in own, f"{host.name} listens on {address}"
 
 
 def test_a_second_run_at_the_same_time_is_refused(tool: Tool) -> None:

@@ -56,12 +56,12 @@ def test_the_machine_reaches_site_addresses_without_the_wan(shared_bed: LocalBed
 
 
 def test_sites_reach_each_other_through_the_router_and_not_around_it(shared_bed: LocalBed, three: Lease) -> None:
-    namespace = f"dd{shared_bed.plan(three)['slot']}-paris-1"
+    namespace = f"dd{shared_bed.plan(three).slot}-paris-1"
     assert reaches(namespace, three.at("lille").site_address)
     assert not reaches(namespace, three.at("lille").management_address)
     # Not by way of the machine either, when a host tries.
     other = three.at("lille").site_address
-    detour = f"ip route add {other}/32 via {shared_bed.plan(three)['management']['address']} dev mgmt0"
+    detour = f"ip route add {other}/32 via {shared_bed.plan(three).management.address} dev mgmt0"
     shared_bed.ssh(three, "paris-1", detour)
     assert not reaches(namespace, other)
     shared_bed.ssh(three, "paris-1", detour.replace(" add ", " del "))
@@ -152,7 +152,7 @@ def test_a_host_that_powers_itself_off_is_dead(shared_bed: LocalBed, three: Leas
 
 
 def test_a_dead_router_is_reported_and_comes_back(shared_bed: LocalBed, three: Lease) -> None:
-    slot = shared_bed.plan(three)["slot"]
+    slot = shared_bed.plan(three).slot
     if three.router == "uml":
         kill_now(int(shared_bed.pids(three)["router"]))
     else:
@@ -176,7 +176,7 @@ def test_a_reboot_from_inside_comes_back(shared_bed: LocalBed, three: Lease) -> 
 
 def test_a_missing_link_is_made_anew_under_a_running_host(shared_bed: LocalBed, three: Lease) -> None:
     before = shared_bed.pids(three)
-    slot = shared_bed.plan(three)["slot"]
+    slot = shared_bed.plan(three).slot
     address = _hardware_address(f"dd{slot}-lyon-1")
     subprocess.run(["ip", "link", "del", f"dd{slot}e1"], check=True)
     assert shared_bed.provider.dead_hosts(three) == ["lyon-1"]
@@ -192,7 +192,7 @@ def _hardware_address(namespace: str) -> str:
 
 def test_a_bridge_that_passes_nothing_is_said_with_what_may_be_the_cause(shared_bed: LocalBed, three: Lease) -> None:
     plan = shared_bed.plan(three)
-    ports = (plan["hosts"][0]["site_device"], plan["sites"][0]["tap"])
+    ports = (plan.hosts[0].site_device, plan.sites[0].tap)
 
     def isolate(state: str) -> None:
         for port in ports:
@@ -210,7 +210,7 @@ def test_a_bridge_that_passes_nothing_is_said_with_what_may_be_the_cause(shared_
 
 def test_a_lost_namespace_is_made_anew_and_its_host_started_again(shared_bed: LocalBed, three: Lease) -> None:
     shared_bed.ssh(three, "lyon-1", "echo kept > /root/other")
-    slot = shared_bed.plan(three)["slot"]
+    slot = shared_bed.plan(three).slot
     subprocess.run(["ip", "netns", "del", f"dd{slot}-lyon-1"], check=True)
     assert shared_bed.provider.dead_hosts(three) == ["lyon-1"]
     shared_bed.reserve(THREE)
@@ -258,7 +258,7 @@ def _echo_requests(namespace: str) -> int:
 
 def test_nothing_from_outside_is_passed_on_to_hosts(shared_bed: LocalBed, three: Lease) -> None:
     plan = shared_bed.plan(three)
-    namespace = f"dd{plan['slot']}-paris-1"
+    namespace = f"dd{plan.slot}-paris-1"
     targets = (three.at("paris").management_address, three.at("paris").site_address)
     with _outsider("198.51.100.1", "198.51.100.2") as outsider:
         before = _echo_requests(namespace)
@@ -270,20 +270,20 @@ def test_nothing_from_outside_is_passed_on_to_hosts(shared_bed: LocalBed, three:
         assert [reaches(outsider, target) for target in targets] == [False, False]
         assert _echo_requests(namespace) == before + 6
     shared_bed.reserve(THREE)
-    assert site_networks.observe(plan["slot"]).rules == set(site_networks.rules(plan))
+    assert site_networks.observe(plan.slot).rules == set(site_networks.rules(plan))
 
 
 def test_no_process_of_an_experiment_listens_on_the_machine(shared_bed: LocalBed, three: Lease) -> None:
     listening = subprocess.run(["ss", "-HlntupO"], capture_output=True, text=True, check=True).stdout
     listeners = {int(pid) for pid in re.findall(r"pid=(\d+)", listening)}
-    ours = set(cgroups.processes(shared_bed.plan(three)["slot"]))
+    ours = set(cgroups.processes(shared_bed.plan(three).slot))
     assert len(ours) > 12
     assert listeners & ours == set()
 
 
 def test_two_experiments_do_not_see_each_other(shared_bed: LocalBed, three: Lease) -> None:
     other = shared_bed.reserve(experiment("other", "rome"))
-    slots = [shared_bed.plan(lease)["slot"] for lease in (three, other)]
+    slots = [shared_bed.plan(lease).slot for lease in (three, other)]
     assert slots[0] != slots[1]
     assert shared_bed.provider.experiments() == ["other", "three"]
     rome, paris = other.at("rome"), three.at("paris")

@@ -167,7 +167,7 @@ def test_hosts_are_left_as_they_were_and_may_use_their_own_archive(plain: Bed) -
         assert installed == plain.before[host][1]
 
     folder = plain.cache / FOLDER / archive_name("base")
-    with archive_served(plain.bed.plan(plain.lease)["management"]["address"], folder) as url:
+    with archive_served(plain.bed.plan(plain.lease).management.address, folder) as url:
         plain.run("lyon-1", "mv /etc/apt/sources.list /root/")
         with pytest.raises(TestbedError, match=r"(?s)lyon-1: Debian packages: .*Unable to locate.*carried"):
             install(plain, "network")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from discovery_deploy.agent.plan import as_data
 from discovery_deploy.agent import uml_kernel
 from discovery_deploy.testbeds import local
 from tests.integration.local_bed import experiment
@@ -60,7 +61,9 @@ LOOK = r"""
 import json, subprocess, time, traceback
 from pathlib import Path
 from discovery_deploy.agent import cgroups, containers, machine, wan_router
-plan = json.loads(Path("/job/plan.json").read_text())
+from discovery_deploy.agent.plan import read
+data = json.loads(Path("/job/plan.json").read_text())
+plan = read(data)
 Path("/state/environments").mkdir()
 
 def shell(text):
@@ -77,7 +80,7 @@ def left():
 found = {}
 try:
     found["machine"] = shell("cat /proc/1/comm; stat -fc %T /sys/fs/cgroup; stat -fc %T /sys/fs/cgroup/unified")
-    Path("/state/plan.json").write_text(json.dumps(plan))
+    Path("/state/plan.json").write_text(json.dumps(data))
     found["before"] = left()
     # In a unit of its own, which ends: what it has started must not end with it.
     found["up"] = shell("systemd-run --quiet --wait --pipe -E PYTHONPATH=/code -E PYTHONDONTWRITEBYTECODE=1 "
@@ -131,7 +134,7 @@ def found(image: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     plan = local.machine_plan(
         experiment("two", "paris", "lyon"), 3, Path("/state/two"), Path("/base"), Path("/state/environments"), key
     )
-    (job / "plan.json").write_text(json.dumps(plan))
+    (job / "plan.json").write_text(json.dumps(as_data(plan)))
     (job / "look.py").write_text(LOOK)
     (job / "look.service").write_text(SERVICE)
     (job / "init").write_text(INIT.format(image=image, code=ROOT, job=job))

@@ -10,10 +10,12 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from discovery_deploy.agent.plan import Plan, WanRouter, as_data
 from discovery_deploy.agent import probe, site_networks, uml_kernel, wan_router, wan_uml
 from discovery_deploy.agent.wan_uml import RouterError
 from discovery_deploy.experiment.model import Verify
@@ -164,7 +166,7 @@ class TestRouter:
 
     def test_a_client_that_dies_leaves_nothing_to_the_next(self, three: Wan) -> None:
         plan_file = three.router_directory.parent / "plan.json"
-        plan_file.write_text(json.dumps(three.plan))
+        plan_file.write_text(json.dumps(as_data(three.plan)))
         command = [
             sys.executable,
             "-m",
@@ -185,7 +187,7 @@ class TestRouter:
 
     def test_only_the_router_forwards(self, three: Wan) -> None:
         assert wan_router.run(three.plan, "cat /proc/sys/net/ipv4/ip_forward") == "1\n"
-        assert Path("/proc/sys/net/ipv4/conf", three.plan["sites"][0]["tap"], "forwarding").read_text() == "0\n"
+        assert Path("/proc/sys/net/ipv4/conf", three.plan.sites[0].tap, "forwarding").read_text() == "0\n"
 
     def test_facts_say_what_shapes(self, three: Wan) -> None:
         facts = wan_router.facts(three.plan)
@@ -249,7 +251,7 @@ class TestUserModeLinux:
         assert wan_router.up(own.plan) is True
 
     def test_too_little_memory_on_the_machine_is_told(self, own: Wan) -> None:
-        greedy = {**own.plan, "router": {**own.plan["router"], "memory_mb": 10_000_000}}
+        greedy = replace(own.plan, router=WanRouter(f"dd{own.plan.slot}-router", memory_mb=10_000_000))
         with pytest.raises(RouterError, match=r"needs 10000000 MB in /dev/shm(?s:.*)mount -o remount"):
             wan_router.up(greedy)
 
@@ -272,26 +274,26 @@ class TestUserModeLinux:
         assert os.sched_getparam(router_pid(own)).sched_priority == 50
 
 
-def traces(plan: dict[str, object]) -> dict[str, object]:
+def traces(plan: Plan) -> dict[str, object]:
     """What of a router could be left on the machine."""
     links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
     processes = subprocess.run(["ps", "-wweo", "args"], capture_output=True, text=True, check=True).stdout
     return {
-        "links": [line for line in links.splitlines() if f" dd{plan['slot']}t" in line],
-        "namespace": Path(f"/run/netns/dd{plan['slot']}-router").exists(),
-        "processes": [line for line in processes.splitlines() if str(plan["directory"]) in line],
-        "mounts": [line for line in Path("/proc/mounts").read_text().splitlines() if str(plan["directory"]) in line],
-        "directory": Path(str(plan["directory"]), "router").exists(),
+        "links": [line for line in links.splitlines() if f" dd{plan.slot}t" in line],
+        "namespace": Path(f"/run/netns/dd{plan.slot}-router").exists(),
+        "processes": [line for line in processes.splitlines() if str(plan.directory) in line],
+        "mounts": [line for line in Path("/proc/mounts").read_text().splitlines() if str(plan.directory) in line],
+        "directory": (plan.directory / "router").exists(),
     }
 
 
 NOTHING = {"links": [], "namespace": False, "processes": [], "mounts": [], "directory": False}
 
 
-def half_made(plan: dict[str, object], folder: Path) -> None:
+def half_made(plan: Plan, folder: Path) -> None:
     """A router whose maker was killed at work."""
     plan_file = folder / "plan.json"
-    plan_file.write_text(json.dumps(plan))
+    plan_file.write_text(json.dumps(as_data(plan)))
     maker = subprocess.Popen([sys.executable, "-m", "discovery_deploy.agent.wan_router", "up", str(plan_file)])
     while not (folder / "router" / "mode").exists():
         time.sleep(0.01)
@@ -302,14 +304,14 @@ def half_made(plan: dict[str, object], folder: Path) -> None:
 
 class TestDown:
     @pytest.fixture
-    def plan(self, tmp_path: Path) -> Iterator[dict[str, object]]:
+    def plan(self, tmp_path: Path) -> Iterator[Plan]:
         plan = plan_of(tmp_path, SITE_NAMES[:2], slot=SLOT + 3)
         site_networks.up(plan)
         yield plan
         wan_router.down(plan)
         site_networks.down(SLOT + 3)
 
-    def test_it_leaves_nothing(self, plan: dict[str, object]) -> None:
+    def test_it_leaves_nothing(self, plan: Plan) -> None:
         wan_router.up(plan)
         while_up = traces(plan)
         assert [key for key, found in while_up.items() if not found] in (
@@ -321,26 +323,26 @@ class TestDown:
         wan_router.down(plan)
         assert traces(plan) == NOTHING
 
-    def test_nor_without_its_files(self, plan: dict[str, object]) -> None:
+    def test_nor_without_its_files(self, plan: Plan) -> None:
         wan_router.up(plan)
-        for file in Path(str(plan["directory"]), "router").iterdir():
+        for file in (plan.directory / "router").iterdir():
             if file.is_file():
                 file.unlink()
         wan_router.down(plan)
         assert traces(plan) == NOTHING
 
-    def test_nor_after_its_maker_was_killed(self, plan: dict[str, object], tmp_path: Path) -> None:
+    def test_nor_after_its_maker_was_killed(self, plan: Plan, tmp_path: Path) -> None:
         half_made(plan, tmp_path)
         wan_router.down(plan)
         assert traces(plan) == NOTHING
 
-    def test_a_maker_killed_halfway_is_resumed(self, plan: dict[str, object], tmp_path: Path) -> None:
+    def test_a_maker_killed_halfway_is_resumed(self, plan: Plan, tmp_path: Path) -> None:
         half_made(plan, tmp_path)
         wan_router.up(plan)
         assert wan_router.run(plan, "echo well") == "well\n"
 
     def test_a_bridge_that_does_not_come_is_named(
-        self, plan: dict[str, object], monkeypatch: pytest.MonkeyPatch
+        self, plan: Plan, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(wan_router, "BRIDGE_LIMIT_S", 0.1)
         subprocess.run(["ip", "link", "del", f"dd{SLOT + 3}s1"], check=True)
@@ -350,7 +352,7 @@ class TestDown:
         wan_router.up(plan)
         assert wan_router.alive(plan)
 
-    def test_a_router_that_is_not_up_says_so(self, plan: dict[str, object]) -> None:
+    def test_a_router_that_is_not_up_says_so(self, plan: Plan) -> None:
         assert not wan_router.alive(plan)
         with pytest.raises(RouterError, match="the WAN router is not up"):
             wan_router.run(plan, "true")

@@ -58,7 +58,7 @@ class TestNamespaceRouter(wan_checks.OnThreeSites):
 
     def test_what_is_missing_is_mended(self, three: Wan) -> None:
         three.shape(wan_checks.network())
-        subprocess.run(["ip", "link", "del", three.plan["sites"][1]["tap"]], check=True)
+        subprocess.run(["ip", "link", "del", three.plan.sites[1].tap], check=True)
         assert not wan_router.alive(three.plan)
         assert wan_router.up(three.plan) is True
         shapes = three.shape(wan_checks.network(default={"delay": "3 ms"}))
@@ -76,12 +76,12 @@ def test_down_leaves_nothing(tmp_path: Path) -> None:
     site_networks.up(plan)
     try:
         wan_router.up(plan)
-        assert Path("/run/netns", plan["router"]["namespace"]).exists()
+        assert Path("/run/netns", f"dd{plan.slot}-router").exists()
         for _ in range(2):
             wan_router.down(plan)
             links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
             assert f"dd{SLOT + 5}t" not in links
-            assert not Path("/run/netns", plan["router"]["namespace"]).exists()
+            assert not Path("/run/netns", f"dd{plan.slot}-router").exists()
             assert not (tmp_path / "router").exists()
     finally:
         wan_router.down(plan)

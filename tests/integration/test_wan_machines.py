@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from discovery_deploy.agent.plan import as_data
 from discovery_deploy.agent import wan_router
 from discovery_deploy.agent.wan_uml import RouterError
 from discovery_deploy.experiment.model import Network, Verify
@@ -62,13 +64,13 @@ def _gentle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def reaches(wan: MachinesWan, source: str, destination: str, *options: str) -> bool:
-    address = next(host["site_address"] for host in wan.plan["hosts"] if host["name"] == destination)
+    address = next(host.site_address for host in wan.plan.hosts if host.name == destination)
     command = wan.inside(source, "ping", "-q", "-c", "3", "-i", "0.05", "-W", "1", *options, address)
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def links(wan: MachinesWan, machine: str) -> dict[str, Any]:
-    namespace = wan.plans[machine]["router"]["namespace"]
+    namespace = f"dd{wan.plan.slot}-router"
     shown = json.loads(wan.anchors.run(machine, "ip", "-n", namespace, "-j", "link", "show"))
     return {link["ifname"]: link for link in shown}
 
@@ -94,10 +96,10 @@ class TestTunnels:
         assert int(segment) == 1448  # of 1500 bytes: headers and timestamps
 
     def test_hosts_know_each_other_only_by_way_of_the_routers(self, three: MachinesWan) -> None:
-        for host in three.plan["hosts"]:
-            shown = json.loads(three.run(host["name"], ["ip", "-j", "route"], "", 10))
+        for host in three.plan.hosts:
+            shown = json.loads(three.run(host.name, ["ip", "-j", "route"], "", 10))
             assert [route.get("gateway") for route in shown if route["dst"] == "default"] == [
-                next(site["gateway"] for site in three.plan["sites"] if site["name"] == host["site"])
+                next(site.gateway for site in three.plan.sites if site.name == host.site)
             ]
 
     def test_machines_themselves_do_not_forward(self, three: MachinesWan) -> None:
@@ -110,7 +112,7 @@ class TestTunnels:
         assert {machine: links(three, machine) for machine in three.plans} == before
 
     def test_a_lost_tunnel_is_seen_and_mended(self, three: MachinesWan) -> None:
-        namespace = three.plans["machine-1"]["router"]["namespace"]
+        namespace = f"dd{three.plan.slot}-router"
         assert three.router("machine-1", "status") == "running\n"
         three.anchors.run("machine-1", "ip", "-n", namespace, "link", "del", "peer2")
         assert three.router("machine-1", "status") == "down\n"
@@ -119,7 +121,7 @@ class TestTunnels:
         assert reaches(three, "ares-1", "essen-1", "-M", "do", "-s", "1472")
 
     def test_what_comes_out_of_a_tunnel_is_not_joined(self, three: MachinesWan) -> None:
-        namespace = three.plans["machine-1"]["router"]["namespace"]
+        namespace = f"dd{three.plan.slot}-router"
         program = (
             f"from discovery_deploy.agent import wan_tunnels; print(wan_tunnels.joins_packets({namespace!r}, 'peer1'))"
         )
@@ -131,18 +133,18 @@ def test_a_plan_that_knows_other_machines_brings_other_tunnels(tmp_path: Path) -
     with machines(tmp_path, SITES[:3], 1, "netns") as wan:
         assert reaches(wan, "ares-1", "cork-1")
         plan = wan.plans["machine-1"]
-        only = {**plan, "peers": [{**plan["peers"][0], "subnets": []}]}
-        (Path(plan["directory"]) / "plan.json").write_text(json.dumps(only))
+        only = replace(plan, peers=(replace(plan.peers[0], subnets=()),))
+        (plan.directory / "plan.json").write_text(json.dumps(as_data(only)))
         wan.containers("machine-1", "up")
         assert set(links(wan, "machine-1")) == {"lo", "vec0", "peer1"}
-        namespace = plan["router"]["namespace"]
+        namespace = f"dd{plan.slot}-router"
         assert "10.149.1" not in wan.anchors.run("machine-1", "ip", "-n", namespace, "route")
 
 
 def test_down_leaves_nothing_on_a_machine(tmp_path: Path) -> None:
     with machines(tmp_path, SITES[:2], 1, "netns") as wan:
         for machine in wan.plans:
-            plan = json.dumps(wan.plans[machine])
+            plan = json.dumps(as_data(wan.plans[machine]))
             (tmp_path / f"{machine}.json").write_text(plan)
             for _ in range(2):
                 wan.anchors.module(
@@ -151,7 +153,7 @@ def test_down_leaves_nothing_on_a_machine(tmp_path: Path) -> None:
             shown = json.loads(wan.anchors.run(machine, "ip", "-j", "link", "show"))
             assert {link["ifname"] for link in shown} == {"lo", "eth0"}
             assert wan.anchors.run(machine, "ls", "/run/netns") == ""
-            assert not Path(wan.plans[machine]["directory"]).exists()
+            assert not wan.plans[machine].directory.exists()
 
 
 @without_netem

@@ -7,9 +7,9 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from discovery_deploy.agent import site_networks, wan_router
+from discovery_deploy.agent.plan import Host, Plan, Site, WanRouter
 from discovery_deploy.experiment.model import Network
 from discovery_deploy.wan.measure import HERE, Point, on_this_machine
 from discovery_deploy.wan.wan import Pair, PathShape, path_shapes, tc_program
@@ -20,80 +20,67 @@ SLOT = 90
 """Above the slots of the provider `local`."""
 
 
-def plan_of(directory: Path, names: Sequence[str], mode: str = "auto", slot: int = SLOT) -> dict[str, Any]:
+def plan_of(directory: Path, names: Sequence[str], mode: str = "auto", slot: int = SLOT) -> Plan:
     """A machine plan of sites with one host each that has no system."""
-    sites: list[dict[str, Any]] = []
-    hosts: list[dict[str, Any]] = []
-    for index, name in enumerate(names):
-        network = f"10.{128 + slot}.{index}"
-        sites.append(
-            {
-                "name": name,
-                "index": index,
-                "bridge": f"dd{slot}s{index}",
-                "router_device": f"vec{index}",
-                "tap": f"dd{slot}t{index}",
-                "gateway": f"{network}.1",
-                "subnet": f"{network}.0/24",
-            }
+    sites = tuple(
+        Site(
+            name=name,
+            index=index,
+            bridge=f"dd{slot}s{index}",
+            router_device=f"vec{index}",
+            tap=f"dd{slot}t{index}",
+            gateway=f"10.{128 + slot}.{index}.1",
+            subnet=f"10.{128 + slot}.{index}.0/24",
         )
-        hosts.append(
-            {
-                "name": f"{name}-1",
-                "site": name,
-                "namespace": f"dd{slot}-{name}-1",
-                "system": False,
-                "site_address": f"{network}.10",
-                "site_device": f"dd{slot}e{index}",
-                "management_address": f"10.{64 + slot}.0.{10 + index}",
-                "management_device": f"dd{slot}n{index}",
-            }
+        for index, name in enumerate(names)
+    )
+    hosts = tuple(
+        Host(
+            name=f"{name}-1",
+            site=name,
+            namespace=f"dd{slot}-{name}-1",
+            system=False,
+            site_address=f"10.{128 + slot}.{index}.10",
+            site_device=f"dd{slot}e{index}",
+            management_address=f"10.{64 + slot}.0.{10 + index}",
+            management_device=f"dd{slot}n{index}",
         )
-    return {
-        "experiment": "wan-alone",
-        "slot": slot,
-        "directory": str(directory),
-        "management": {"bridge": f"dd{slot}m", "address": f"10.{64 + slot}.0.1", "prefix_length": 16},
-        "sites": sites,
-        "hosts": hosts,
-        "router": {
-            "mode": mode,
-            "namespace": f"dd{slot}-router",
-            "memory_mb": wan_router.memory_mb(len(names)),
-        },
-    }
+        for index, name in enumerate(names)
+    )
+    router = WanRouter(f"dd{slot}-router", mode, wan_router.memory_mb(len(names)))
+    return Plan(slot, directory, "wan-alone", sites=sites, hosts=hosts, router=router)
 
 
 @dataclass(frozen=True)
 class Wan:
     """Sites with a router between them."""
 
-    plan: dict[str, Any]
+    plan: Plan
 
     @property
     def names(self) -> list[str]:
-        return [site["name"] for site in self.plan["sites"]]
+        return [site.name for site in self.plan.sites]
 
     @property
     def devices(self) -> dict[str, str]:
-        return {site["name"]: site["router_device"] for site in self.plan["sites"]}
+        return {site.name: site.router_device for site in self.plan.sites}
 
     @property
     def subnets(self) -> dict[str, str]:
-        return {site["name"]: site["subnet"] for site in self.plan["sites"]}
+        return {site.name: site.subnet for site in self.plan.sites}
 
     @property
     def points(self) -> list[Point]:
-        gateways = {site["name"]: site["gateway"] for site in self.plan["sites"]}
+        gateways = {site.name: site.gateway for site in self.plan.sites}
         return [
             Point(
-                host["site"],
+                host.site,
                 HERE,
-                host["site_address"],
-                gateways[host["site"]],
-                self.namespace_path(host["namespace"]),
+                host.site_address,
+                gateways[host.site],
+                self.namespace_path(host.namespace),
             )
-            for host in self.plan["hosts"]
+            for host in self.plan.hosts
         ]
 
     def namespace_path(self, name: str) -> str:
@@ -101,10 +88,10 @@ class Wan:
 
     @property
     def router_directory(self) -> Path:
-        return Path(self.plan["directory"], "router")
+        return self.plan.directory / "router"
 
     def namespace(self, site: str) -> str:
-        return next(str(host["namespace"]) for host in self.plan["hosts"] if host["site"] == site)
+        return next(host.namespace for host in self.plan.hosts if host.site == site)
 
     def address(self, site: str) -> str:
         return next(point.address for point in self.points if point.site == site)
@@ -113,7 +100,7 @@ class Wan:
         """A `measure.Runner`."""
         if host == HERE:
             return on_this_machine(host, command, stdin, timeout_s)
-        namespace = next(h["namespace"] for h in self.plan["hosts"] if h["name"] == host)
+        namespace = next(h.namespace for h in self.plan.hosts if h.name == host)
         done = subprocess.run(
             ["ip", "netns", "exec", namespace, *command],
             input=stdin,

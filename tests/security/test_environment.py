@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from discovery_deploy.agent.plan import Host, Plan
 from discovery_deploy.agent import nspawn, wan_router
 from discovery_deploy.cli import commands
 from discovery_deploy.experiment.model import Experiment
@@ -172,21 +173,14 @@ class TestCommand:
         assert "Traceback" not in said
 
 
-HOST: dict[str, Any] = {
-    "name": "lyon-1", "site": "lyon", "namespace": "dd9-lyon-1", "system": True, "site_address": "10.137.0.10",
-    "management_address": "10.73.0.10",
-}  # fmt: skip
+HOST = Host("lyon-1", "lyon", "dd9-lyon-1", "10.137.0.10", "dd9e0", "10.73.0.10", "dd9n0")
 
 
 @pytest.mark.parametrize("umask", [0, 0o077])
 def test_files_of_hosts_have_their_modes_under_every_umask(tmp_path: Path, umask: int) -> None:
     def modes(name: str, umask: int) -> dict[str, int]:
         (tmp_path / "base/etc/ssh").mkdir(parents=True, exist_ok=True)
-        plan = {
-            "directory": str(tmp_path / name), "slot": 9, "base": str(tmp_path / "base"), "hosts": [HOST],
-            "sites": [{"name": "lyon", "gateway": "10.137.0.1"}], "authorized_keys": ["key"],
-            "management": {"address": "10.73.0.1"}, "upper": "volatile",
-        }  # fmt: skip
+        plan = Plan(9, tmp_path / name, base=tmp_path / "base", hosts=(HOST,), authorized_keys=("key",))
         old = os.umask(umask)
         try:
             nspawn._prepare_files(plan, HOST, print)
@@ -226,7 +220,7 @@ class TestStateDirectory:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         directory = tmp_path / "my state"
-        plan = {"directory": str(directory), "slot": 77, "sites": [], "router": {"namespace": "dd77-router"}}
+        plan = Plan(77, directory)
         (directory / "router").mkdir(parents=True)
         assert wan_router.alive(plan) is False
         wan_router.down(plan)

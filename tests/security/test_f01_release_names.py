@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from discovery_deploy.agent.plan import Plan
 from discovery_deploy.agent import machine, machine_plans, names
 from discovery_deploy.agent.machine import MachineError
 from discovery_deploy.bench.records import RunRecord
@@ -166,7 +167,7 @@ def test_hosts_are_not_put_into_somebody_else_s_directory(tmp_path: Path) -> Non
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "data").touch()
     with pytest.raises(MachineError, match="has no mark"):
-        machine_plans.write_plan(tmp_path / "mine", {"slot": 1})
+        machine_plans.write_plan(tmp_path / "mine", Plan(1, tmp_path / "mine"))
 
 
 def test_what_an_older_version_has_made_without_a_mark_is_known_by_its_plan(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from discovery_deploy.agent.plan import Plan
 from discovery_deploy.agent import machine, machine_plans
 from discovery_deploy.bench.records import HostFacts, RunRecord
 from discovery_deploy.driver.driver import Driver
@@ -166,7 +167,7 @@ def acts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_plan_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, acts: list[str]) -> None:
     machine.make_own(tmp_path / "mine")
     acts.clear()
-    machine_plans.write_plan(tmp_path / "mine", {"slot": 3})
+    machine_plans.write_plan(tmp_path / "mine", Plan(3, tmp_path / "mine"))
     (first, hidden), (then, renamed) = (act.split() for act in acts)
     assert (first, then) == ("fsync", "rename")
     assert hidden == renamed

@@ -79,6 +79,5 @@ def lease(name: str) -> Lease:
     )
     return Lease(
         provider="local", experiment=name, hosts=(host,), site_subnets={}, site_devices={}, site_gateways={},
-        identities={}, router="netns", details={"plan": {"hosts": [], "slot": 63, "directory": "/nowhere", "sites": [],
-        "router": {"namespace": "none"}}},
+        identities={}, router="netns", details={"plan": {"slot": 63, "directory": "/nowhere"}},
     )  # fmt: skip

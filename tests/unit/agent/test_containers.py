@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from discovery_deploy.agent import containers, nspawn
 from discovery_deploy.agent.machine import MachineError
+from discovery_deploy.agent.plan import Host, Plan, WanRouter
 
-PLAN: dict[str, Any] = {
-    "directory": "/nowhere",
-    "router": {"mode": "netns"},
-    "hosts": [{"name": f"host-{number}", "system": True} for number in range(9)],
-}
+PLAN = Plan(
+    slot=63,
+    directory=Path("/nowhere"),
+    router=WanRouter("dd63-router", "netns"),
+    hosts=tuple(
+        Host(f"host-{number}", "lyon", f"dd63-host-{number}", "10.0.0.1", "dd63e0", "10.0.0.2", "dd63n0")
+        for number in range(9)
+    ),
+)
 
 
 def test_no_more_hosts_start_at_once_than_the_machine_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,14 +29,14 @@ def test_no_more_hosts_start_at_once_than_the_machine_can_start(monkeypatch: pyt
     running, most, started = set(), [0], []
     lock = threading.Lock()
 
-    def up(plan: Any, host: dict[str, Any], *_: Any) -> None:
+    def up(plan: Plan, host: Host, *_: Any) -> None:
         with lock:
-            running.add(host["name"])
+            running.add(host.name)
             most[0] = max(most[0], len(running))
         time.sleep(0.02)
         with lock:
-            running.discard(host["name"])
-            started.append(host["name"])
+            running.discard(host.name)
+            started.append(host.name)
 
     monkeypatch.setattr(containers, "_host_up", up)
     monkeypatch.setattr(containers, "_router_up", lambda plan: started.append("router"))
@@ -43,4 +49,4 @@ def test_a_host_that_waits_for_its_turn_is_not_started_after_an_interruption() -
     stop = threading.Event()
     stop.set()
     with pytest.raises(MachineError, match="interrupted"):
-        nspawn.up(PLAN, PLAN["hosts"][0], lambda line: None, stop)
+        nspawn.up(PLAN, PLAN.hosts[0], lambda line: None, stop)

@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import pytest
 
+from discovery_deploy.agent.plan import as_data
+from discovery_deploy.testbeds import local
 from discovery_deploy.cli import commands
 from discovery_deploy.driver import wan_acts
 from discovery_deploy.driver.wan_acts import Wan
@@ -105,8 +107,8 @@ def test_verify_names_what_it_did_not_measure() -> None:
 
 def test_hosts_of_this_machine_are_measured_by_one_probe_in_their_namespaces(tmp_path: Path) -> None:
     asked = experiment()
-    hosts = [{"name": host.name, "namespace": f"dd3-{host.name}"} for host in leased.lease(asked).hosts]
-    wan, _ = wan_of(tmp_path, asked, 0.0, shaped="router", details={"plan": {"hosts": hosts}})
+    plan = local.machine_plan(asked, 3, tmp_path, tmp_path, tmp_path, "key")
+    wan, _ = wan_of(tmp_path, asked, 0.0, shaped="router", details={"plan": as_data(plan)})
     assert {(point.host, point.namespace) for point in wan.points(asked)} == {
         ("", f"/run/netns/dd3-{wan.lease.at(site).name}") for site in asked.site_names
     }

@@ -362,7 +362,7 @@ class TestCalls:
 
     def test_what_a_machine_refuses_is_an_error_with_its_name(self, caller: Caller) -> None:
         caller.bring_code("here")
-        request = {"plan": {"directory": "/nowhere", "sites": [], "slot": 77, "router": {"namespace": "dd77-router"}}}
+        request = {"plan": {"directory": "/nowhere", "slot": 77}}
         with pytest.raises(TestbedError, match=r"here: .*the WAN router is not up"):
             caller.call("here", "shape", {**request, "program": ""})
 
@@ -443,7 +443,7 @@ def test_all_that_runs_on_machines_is_brought() -> None:
             f"discovery_deploy/agent/{name}.py"
             for name in ("cgroups", "containers", "machine", "machine_plans", "names")
         ),
-        *(f"discovery_deploy/agent/{name}.py" for name in ("nested_machine", "nspawn", "site_networks")),
+        *(f"discovery_deploy/agent/{name}.py" for name in ("nested_machine", "nspawn", "plan", "site_networks")),
         *(f"discovery_deploy/agent/{name}.py" for name in ("tc_device", "wan_router", "wan_tunnels", "wan_uml")),
         "discovery_deploy/agent/uml_kernel.py",
         "discovery_deploy/agent/uml_xstate.c",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from discovery_deploy.agent import nspawn, wan_tunnels
-from discovery_deploy.agent.machine import Plan
+from discovery_deploy.agent.plan import Plan, as_data, read
 from discovery_deploy.experiment.model import Experiment, Network
 from discovery_deploy.experiment.provider_models import Grid5000, Static
 from discovery_deploy.hosts import nesting
@@ -100,46 +101,47 @@ class TestPlans:
         whole = local.machine_plan(self.nested, SLOT, Path("/on/it"), Path("/image"), Path("/opt/x"), "ssh-ed25519 A")
         parts = plans(self.nested)
         assert len(parts) == 3
-        for key, name in (("sites", "name"), ("hosts", "name")):
-            together = itertools.chain(*(part[key] for part in parts.values()))
-            assert sorted(together, key=lambda one: one[name]) == sorted(whole[key], key=lambda one: one[name])
+        assert {site for part in parts.values() for site in part.sites} == set(whole.sites)
+        assert {host for part in parts.values() for host in part.hosts} == set(whole.hosts)
+        assert sum(len(part.hosts) for part in parts.values()) == len(whole.hosts)
         for part in parts.values():
-            assert {host["site"] for host in part["hosts"]} == {site["name"] for site in part["sites"]}
-            rest = {key: value for key, value in part.items() if key not in ("sites", "hosts", "peers")}
-            assert rest == {key: value for key, value in whole.items() if key not in ("sites", "hosts")}
+            assert {host.site for host in part.hosts} == {site.name for site in part.sites}
+            assert replace(part, sites=whole.sites, hosts=whole.hosts, peers=()) == whole
 
     def test_every_machine_knows_the_way_to_all_others(self) -> None:
         parts = plans(self.nested)
         for name, part in parts.items():
-            assert [peer["machine"] for peer in part["peers"]] == [other for other in parts if other != name]
-            ways = {subnet for peer in part["peers"] for subnet in peer["subnets"]}
-            own = {site["subnet"] for site in part["sites"]}
-            assert ways | own == {site["subnet"] for plan in parts.values() for site in plan["sites"]}
+            assert [peer.machine for peer in part.peers] == [other for other in parts if other != name]
+            ways = {subnet for peer in part.peers for subnet in peer.subnets}
+            own = {site.subnet for site in part.sites}
+            assert ways | own == {site.subnet for plan in parts.values() for site in plan.sites}
             assert not ways & own
 
     def test_the_two_ends_of_a_tunnel_fit(self) -> None:
         parts = plans(self.nested)
-        ends = {(name, peer["machine"]): peer for name, part in parts.items() for peer in part["peers"]}
+        ends = {(name, peer.machine): peer for name, part in parts.items() for peer in part.peers}
         for (one, other), end in ends.items():
             back = ends[other, one]
-            assert (end["vni"], end["local"], end["mac"]) == (back["vni"], back["remote"], back["peer_mac"])
-        assert len({end["vni"] for end in ends.values()}) == len(ends) / 2
-        assert len({end["mac"] for end in ends.values()}) == len(ends)
-        assert len({peer["device"] for peer in parts["machine-2"]["peers"]}) == 2
+            assert (end.vni, end.local, end.mac) == (back.vni, back.remote, back.peer_mac)
+        assert len({end.vni for end in ends.values()}) == len(ends) / 2
+        assert len({end.mac for end in ends.values()}) == len(ends)
+        assert len({peer.device for peer in parts["machine-2"].peers}) == 2
 
     def test_hosts_know_the_names_of_hosts_on_other_machines(self) -> None:
         part = plans(self.nested)["machine-2"]
-        lines = nspawn.identity_files(part, part["hosts"][0])["etc/hosts"][0].splitlines()
+        lines = nspawn.identity_files(part, part.hosts[0])["etc/hosts"][0].splitlines()
         assert {line.split()[1] for line in lines[1:]} == {
             host.name for site in self.nested.sites for host in site.hosts
         }
 
     def test_they_are_plain_data(self) -> None:
-        assert json.loads(json.dumps(plans(self.nested))) == plans(self.nested)
+        for plan in plans(self.nested).values():
+            assert read(json.loads(json.dumps(as_data(plan)))) == plan
 
     def test_slots_and_pairs_of_machines_share_no_tunnel(self) -> None:
+        plan = plans(self.nested)["machine-1"]
         numbers = [
-            wan_tunnels.peer(slot, own, other, ("a", "b"))["vni"]
+            wan_tunnels.peer(slot, own, other, ("a", "b"), "other", plan).vni
             for slot in (0, 1, 63)
             for own, other in itertools.combinations(range(nesting.MOST_MACHINES), 2)
         ]
@@ -149,7 +151,7 @@ class TestPlans:
 
 
 class TestTunnelCommands:
-    tunnels = wan_tunnels.tunnels_of(plans(experiment(VAGRANT, 1, 2, 2))["machine-1"])
+    tunnels = plans(experiment(VAGRANT, 1, 2, 2))["machine-1"].peers
     there = [
         {
             "ifname": tunnel.device,
@@ -190,15 +192,14 @@ class TestTunnelCommands:
         assert sum(" del " in line for line in lines) == 1
 
     def test_no_peers_no_tunnels(self) -> None:
-        assert wan_tunnels.tunnels_of({}) == ()
         assert wan_tunnels.parsed("") == []
 
 
 class TestShapes:
     nested = experiment(VAGRANT, 1, 2, 1)
     parts = plans(nested)
-    devices = {site["name"]: site["router_device"] for plan in parts.values() for site in plan["sites"]}
-    subnets = {site["name"]: site["subnet"] for plan in parts.values() for site in plan["sites"]}
+    devices = {site.name: site.router_device for plan in parts.values() for site in plan.sites}
+    subnets = {site.name: site.subnet for plan in parts.values() for site in plan.sites}
 
     def shapes(self, **default: str) -> dict[tuple[str, str], wan.PathShape]:
         return wan.path_shapes(Network.model_validate({"default": default}), self.nested.site_names)
@@ -244,7 +245,7 @@ def test_machines_hold_what_their_hosts_need() -> None:
 def test_the_lease_has_hosts_in_the_order_of_the_file_and_the_way_to_each() -> None:
     nested = experiment(VAGRANT, 1, 2, 1)
     parts = plans(nested)
-    born = {host["name"]: {"machine_id": f"id of {host['name']}"} for part in parts.values() for host in part["hosts"]}
+    born = {host.name: {"machine_id": f"id of {host.name}"} for part in parts.values() for host in part.hosts}
     ways = {name: {"ProxyCommand": f"to {name}"} for name in parts}
     lease = nesting.lease(nested, parts, born, ways, {"more": 1})
     assert [host.name for host in lease.hosts] == ["s0-1", "s1-1", "s1-2", "s2-1"]
@@ -255,4 +256,4 @@ def test_the_lease_has_hosts_in_the_order_of_the_file_and_the_way_to_each() -> N
     assert lease.site_subnets["s2"] == "10.133.2.0/24"
     assert (lease.provider, lease.shaped, lease.software) == ("vagrant", "router", "mounted")
     assert lease.identities["s1-2"] == "id of s1-2"
-    assert lease.details["plans"] == parts
+    assert nesting.plans_of(lease) == parts

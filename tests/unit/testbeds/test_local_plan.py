@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 
 from discovery_deploy.agent import machine_plans, nspawn, site_networks
 from discovery_deploy.agent.cgroups import Hierarchies, parse_hierarchies
-from discovery_deploy.agent.machine import MachineError, Plan, own
+from discovery_deploy.agent.machine import MachineError, own
+from discovery_deploy.agent.plan import Bind, Host, Management, Plan, Site, as_data, read
 from discovery_deploy.agent.site_networks import Inside, Observed
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.system.errors import TestbedError
@@ -37,33 +39,33 @@ def planned(*hosts: int, slot: int = 3, key: str = "ssh-ed25519 AAAA me\n") -> P
 
 def test_a_plan_names_everything_after_its_slot() -> None:
     plan = planned(1, 2)
-    assert plan["management"] == {"bridge": "dd3m", "address": "10.67.0.1", "prefix_length": 16}
-    assert plan["sites"][1] == {
-        "name": "s1", "index": 1, "bridge": "dd3s1", "router_device": "vec1", "tap": "dd3t1",
-        "gateway": "10.131.1.1", "subnet": "10.131.1.0/24",
-    }  # fmt: skip
-    assert plan["hosts"][2] == {
-        "name": "s1-2", "site": "s1", "namespace": "dd3-s1-2", "system": True, "site_address": "10.131.1.11",
-        "site_device": "dd3e2", "management_address": "10.67.0.12", "management_device": "dd3n2",
-    }  # fmt: skip
-    assert plan["authorized_keys"] == ["ssh-ed25519 AAAA me"]
-    assert plan["binds"] == [{"source": "/environments", "target": "/opt/discovery-deploy"}]
+    assert plan.management == Management("dd3m", "10.67.0.1", 16)
+    assert plan.sites[1] == Site(
+        name="s1", index=1, bridge="dd3s1", router_device="vec1", tap="dd3t1", gateway="10.131.1.1",
+        subnet="10.131.1.0/24",
+    )  # fmt: skip
+    assert plan.hosts[2] == Host(
+        name="s1-2", site="s1", namespace="dd3-s1-2", system=True, site_address="10.131.1.11", site_device="dd3e2",
+        management_address="10.67.0.12", management_device="dd3n2",
+    )  # fmt: skip
+    assert plan.authorized_keys == ("ssh-ed25519 AAAA me",)
+    assert plan.binds == (Bind(Path("/environments"), "/opt/discovery-deploy"),)
 
 
 def test_a_plan_is_plain_data_and_the_same_each_time() -> None:
-    assert json.loads(json.dumps(planned(2, 1))) == planned(2, 1)
+    assert read(json.loads(json.dumps(as_data(planned(2, 1))))) == planned(2, 1)
 
 
 @pytest.mark.parametrize("slot", [0, 63])
 def test_the_largest_plan_has_distinct_names_and_addresses_that_fit(slot: int) -> None:
     plan = planned(*[9] * 64, slot=slot)
-    hosts, sites = plan["hosts"], plan["sites"]
-    devices = [host[key] for host in hosts for key in ("site_device", "management_device")]
-    devices += [site[key] for site in sites for key in ("bridge", "tap")] + [plan["management"]["bridge"]]
+    hosts, sites = plan.hosts, plan.sites
+    devices = [device for host in hosts for device in (host.site_device, host.management_device)]
+    devices += [device for site in sites for device in (site.bridge, site.tap)] + [plan.management.bridge]
     assert len(devices) == len(set(devices)) == 2 * 576 + 2 * 64 + 1
     assert all(len(name) <= 15 and own(slot, name) for name in devices)
-    addresses = [host[key] for host in hosts for key in ("site_address", "management_address")]
-    addresses += [site["gateway"] for site in sites] + [plan["management"]["address"]]
+    addresses = [address for host in hosts for address in (host.site_address, host.management_address)]
+    addresses += [site.gateway for site in sites] + [plan.management.address]
     assert len(addresses) == len(set(addresses))
     wide = machine_plans.slot_networks(slot)
     assert all(any(ipaddress.IPv4Address(text) in network for network in wide) for text in addresses)
@@ -83,7 +85,7 @@ def test_a_slot_out_of_range_is_refused(slot: int) -> None:
 
 
 def test_more_hosts_at_a_site_than_addresses_are_refused() -> None:
-    assert planned(245)["hosts"][-1]["site_address"] == "10.131.0.254"
+    assert planned(245).hosts[-1].site_address == "10.131.0.254"
     with pytest.raises(TestbedError, match='site "s1" has 246 hosts'):
         planned(1, 246)
 
@@ -129,28 +131,28 @@ def test_a_collision_says_who_uses_what_but_not_of_our_own_devices() -> None:
 
 def complete(plan: Plan) -> tuple[Observed, list[Inside]]:
     """What is observed when all of a plan is there."""
-    management = plan["management"]["bridge"]
-    bridge_of = {site["name"]: site["bridge"] for site in plan["sites"]}
+    management = plan.management.bridge
+    bridge_of = {site.name: site.bridge for site in plan.sites}
     links: dict[str, dict[str, Any]] = {name: {} for name in (management, *bridge_of.values())}
-    for host in plan["hosts"]:
-        links[host["site_device"]] = {"master": bridge_of[host["site"]]}
-        links[host["management_device"]] = {"master": management}
+    for host in plan.hosts:
+        links[host.site_device] = {"master": bridge_of[host.site]}
+        links[host.management_device] = {"master": management}
     seen = Observed(
         links=links,
-        addresses=((management, f"{plan['management']['address']}/16"),),
-        routes=tuple((management, host["site_address"]) for host in plan["hosts"]),
+        addresses=((management, f"{plan.management.address}/16"),),
+        routes=tuple((management, host.site_address) for host in plan.hosts),
         rules=frozenset(site_networks.rules(plan)),
-        namespaces=tuple(host["namespace"] for host in plan["hosts"]),
+        namespaces=tuple(host.namespace for host in plan.hosts),
     )
     insides = [
         Inside(
             addresses=frozenset(
-                {("lo", "127.0.0.1"), ("eth0", host["site_address"]), ("mgmt0", host["management_address"])}
+                {("lo", "127.0.0.1"), ("eth0", host.site_address), ("mgmt0", host.management_address)}
             ),
             devices=frozenset({"lo", "eth0", "mgmt0"}),
-            gateway=plan["sites"][0]["gateway"],
+            gateway=plan.sites[0].gateway,
         )
-        for host in plan["hosts"]
+        for host in plan.hosts
     ]
     return seen, insides
 
@@ -159,14 +161,14 @@ def test_nothing_is_made_when_all_is_there() -> None:
     plan = planned(2)
     seen, insides = complete(plan)
     assert site_networks.shared_commands(plan, seen) == []
-    for host, inside in zip(plan["hosts"], insides, strict=True):
+    for host, inside in zip(plan.hosts, insides, strict=True):
         assert site_networks.host_commands(plan, host, seen, inside) == []
         assert site_networks.inside_commands(plan, host, inside) == []
 
 
 def test_a_new_host_gets_its_namespace_before_its_links() -> None:
     plan = planned(1)
-    lines = site_networks.host_commands(plan, plan["hosts"][0], NOTHING, None)
+    lines = site_networks.host_commands(plan, plan.hosts[0], NOTHING, None)
     assert lines == [
         "netns add dd3-s0-1",
         "link add dd3e0 type veth peer name eth0 netns dd3-s0-1",
@@ -182,7 +184,7 @@ def test_only_a_missing_link_is_made_anew() -> None:
     plan = planned(1)
     seen, (inside,) = complete(plan)
     del seen.links["dd3e0"]
-    assert site_networks.host_commands(plan, plan["hosts"][0], seen, inside) == [
+    assert site_networks.host_commands(plan, plan.hosts[0], seen, inside) == [
         "link add dd3e0 type veth peer name eth0 netns dd3-s0-1",
         "link set dd3e0 master dd3s0 addrgenmode none txqueuelen 10000 up",
     ]
@@ -193,7 +195,7 @@ def test_a_link_without_its_other_end_or_in_another_bridge_is_replaced() -> None
     seen, (inside,) = complete(plan)
     seen.links["dd3n0"]["master"] = "br0"
     halved = Inside(inside.addresses, inside.devices - {"eth0"}, inside.gateway)
-    lines = site_networks.host_commands(plan, plan["hosts"][0], seen, halved)
+    lines = site_networks.host_commands(plan, plan.hosts[0], seen, halved)
     assert [line for line in lines if "del" in line] == ["link del dd3e0", "link del dd3n0"]
     assert sum("link add" in line for line in lines) == 2
 
@@ -201,7 +203,7 @@ def test_a_link_without_its_other_end_or_in_another_bridge_is_replaced() -> None
 def test_a_name_without_a_namespace_is_removed_first() -> None:
     plan = planned(1)
     seen = Observed(links={}, addresses=(), routes=(), rules=frozenset(), namespaces=(), broken=("dd3-s0-1",))
-    assert site_networks.host_commands(plan, plan["hosts"][0], seen, None)[:2] == [
+    assert site_networks.host_commands(plan, plan.hosts[0], seen, None)[:2] == [
         "netns del dd3-s0-1",
         "netns add dd3-s0-1",
     ]
@@ -211,7 +213,7 @@ def test_inside_a_lost_address_comes_back_and_the_gateway_with_it() -> None:
     plan = planned(1)
     _, (inside,) = complete(plan)
     without = Inside(inside.addresses - {("eth0", "10.131.0.10")}, inside.devices, inside.gateway)
-    assert site_networks.inside_commands(plan, plan["hosts"][0], without) == [
+    assert site_networks.inside_commands(plan, plan.hosts[0], without) == [
         "link set eth0 address 02:dd:0a:83:00:0a addrgenmode none txqueuelen 10000 up",
         "address replace 10.131.0.10/24 dev eth0",
         "route replace default via 10.131.0.1 dev eth0 congctl cubic",
@@ -230,14 +232,14 @@ def test_rules_name_their_networks_so_that_nothing_else_is_touched() -> None:
 
 def test_all_names_are_in_every_hosts_file_with_their_site_addresses() -> None:
     plan = planned(1, 1)
-    text, mode = nspawn.identity_files(plan, plan["hosts"][1])["etc/hosts"]
+    text, mode = nspawn.identity_files(plan, plan.hosts[1])["etc/hosts"]
     assert text == "127.0.0.1 localhost\n10.131.0.10 s0-1\n10.131.1.10 s1-1\n"
     assert mode == 0o644
 
 
 def test_keys_are_readable_by_root_alone() -> None:
     plan = planned(1)
-    assert nspawn.identity_files(plan, plan["hosts"][0])["root/.ssh/authorized_keys"] == (
+    assert nspawn.identity_files(plan, plan.hosts[0])["root/.ssh/authorized_keys"] == (
         "ssh-ed25519 AAAA me\n",
         0o600,
     )
@@ -245,7 +247,7 @@ def test_keys_are_readable_by_root_alone() -> None:
 
 def supervisor(plan: Plan, hybrid: bool) -> list[str]:
     groups = [Path("/sys/fs/cgroup/dd3/s0-1/loop/cgroup.procs")]
-    return nspawn.supervisor_text(plan, plan["hosts"][0], groups, hybrid).splitlines()
+    return nspawn.supervisor_text(plan, plan.hosts[0], groups, hybrid).splitlines()
 
 
 def test_a_supervisor_joins_its_groups_before_anything_else_and_stops_at_the_first_failure() -> None:
@@ -264,7 +266,7 @@ def test_a_hybrid_machine_shows_hosts_only_its_v2_hierarchy() -> None:
 
 def test_files_are_volatile_unless_the_plan_says_disk() -> None:
     def mount(upper: str) -> str:
-        lines = supervisor({**planned(1), "upper": upper}, False)
+        lines = supervisor(replace(planned(1), upper=upper), False)
         (line,) = (line for line in lines if line.startswith("mount -t overlay") and "upperdir" in line)
         return line
 
@@ -273,7 +275,7 @@ def test_files_are_volatile_unless_the_plan_says_disk() -> None:
 
 
 def test_paths_with_spaces_reach_nspawn_whole() -> None:
-    plan = {**planned(1), "directory": "/state/a b", "binds": [{"source": "/x/ z", "target": "/opt"}]}
+    plan = replace(planned(1), directory=Path("/state/a b"), binds=(Bind(Path("/x/ z"), "/opt"),))
     lines = supervisor(plan, False)
     (line,) = (line for line in lines if "systemd-nspawn" in line)
     assert "'--directory=/state/a b/hosts/s0-1/root'" in line
@@ -285,7 +287,7 @@ def test_paths_with_spaces_reach_nspawn_whole() -> None:
 def test_a_host_whose_name_is_none_has_no_folder(name: str) -> None:
     plan = planned(1)
     with pytest.raises(MachineError, match="is not a name of a host"):
-        nspawn.folder(plan, {**plan["hosts"][0], "name": name})
+        nspawn.folder(plan, replace(plan.hosts[0], name=name))
 
 
 HYBRID = """\
@@ -320,9 +322,9 @@ def test_a_missing_plan_is_no_plan(tmp_path: Path) -> None:
 
 
 def test_only_another_key_leaves_hosts_as_they_are() -> None:
-    assert machine_plans.same_hosts(planned(1, 1), planned(1, 1, key="ssh-ed25519 BBBB you"))
-    assert not machine_plans.same_hosts(planned(1, 1), planned(1, 2))
-    assert not machine_plans.same_hosts(planned(1, 1), planned(1, 1, slot=4))
+    assert planned(1, 1).same_hosts(planned(1, 1, key="ssh-ed25519 BBBB you"))
+    assert not planned(1, 1).same_hosts(planned(1, 2))
+    assert not planned(1, 1).same_hosts(planned(1, 1, slot=4))
 
 
 def test_hosts_are_known_by_who_reserved_them_and_by_their_plans(
@@ -339,9 +341,9 @@ def test_hosts_are_known_by_who_reserved_them_and_by_their_plans(
     (tmp_path / "state" / "near" / HOLDER).write_text("/results/near\n")
     assert provider.holder("near") == Path("/results/near")
     assert provider.holder("cut-off") is None
-    assert {plan["experiment"] for plan in local.known_plans(tmp_path / "state")} == {"near", "far"}
+    assert {plan.experiment for plan in local.known_plans(tmp_path / "state")} == {"near", "far"}
     with local.plans_held(tmp_path / "empty") as plans:
-        assert [plan["experiment"] for plan in plans] == ["far"]
+        assert [plan.experiment for plan in plans] == ["far"]
     assert not (tmp_path / "empty").exists(), "looking leaves nothing behind"
 
 
