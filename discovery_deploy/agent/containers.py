@@ -38,7 +38,6 @@ from discovery_deploy.agent.machine import (
     session,
 )
 from discovery_deploy.agent.plan import Host, Plan, read
-from discovery_deploy.agent.wan_uml import RouterError
 
 INOTIFY_INSTANCES = 1024
 """Of fs.inotify.max_user_instances; with the usual 128, containers beyond about 16 hang while they start."""
@@ -124,19 +123,10 @@ def _check_gateway(plan: Plan) -> None:
 
 def _router_up(plan: Plan) -> None:
     """Start the router; its processes join the slot's control groups, where they are found without its files."""
-    with _router_error():
-        wan_router.up(plan)
+    wan_router.up(plan)
     record = plan.directory / "router" / "process"
     if record.exists():  # a router in a namespace has none
         cgroups.adopt(plan.slot, "router", session(int(record.read_text().split()[0])))
-
-
-@contextmanager
-def _router_error() -> Iterator[None]:
-    try:
-        yield
-    except RouterError as error:
-        raise MachineError(error.what, error.advice) from error
 
 
 def _host_up(plan: Plan, host: Host, tell: Callable[[str], None], stop: threading.Event) -> None:
@@ -245,8 +235,7 @@ def down(plan: Plan, known: bool = False) -> None:
         if not claim(slot, directory):
             raise MachineError(f"slot {slot} of this machine belongs to another experiment", "look at `status`")
         if plan.router:
-            with _router_error():
-                wan_router.down(plan)
+            wan_router.down(plan)
         cgroups.end(slot)
         _end_processes(processes_in(namespaces(slot)))
         site_networks.down(slot)

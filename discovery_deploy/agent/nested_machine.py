@@ -34,7 +34,6 @@ from discovery_deploy.agent import (
 )
 from discovery_deploy.agent.machine import MachineError
 from discovery_deploy.agent.plan import read as read_plan
-from discovery_deploy.agent.wan_uml import RouterError
 
 Tell = Callable[[str], None]
 Request = dict[str, Any]
@@ -181,7 +180,7 @@ def reach(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
     for peer in plan.peers:
         try:
             wan_router.run(plan, f"ping -q -c 3 -i 0.2 -W 2 -s 1400 {peer.gateway}")
-        except RouterError:
+        except MachineError:
             silent.append(peer.machine)
     return silent
 
@@ -215,7 +214,7 @@ def main(arguments: list[str]) -> int:
         threading.Thread(target=_end_with, args=(stream,), daemon=True).start()
     try:
         answer("result", VERBS[arguments[0]](request, lambda line: answer("progress", line), stream))
-    except (MachineError, RouterError) as error:
+    except MachineError as error:
         answer("error", {"what": error.what, "advice": error.advice})
     except OSError as error:
         place = error.filename or ""

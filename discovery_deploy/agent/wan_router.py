@@ -30,7 +30,7 @@ from discovery_deploy.agent import machine, tc_device, uml_kernel, wan_tunnels, 
 from discovery_deploy.agent.machine import MachineError
 from discovery_deploy.agent.plan import Peer, Plan, WanRouter
 from discovery_deploy.agent.plan import read as read_plan
-from discovery_deploy.agent.wan_uml import QUEUE_PACKETS, Port, RouterError, UmlRouter
+from discovery_deploy.agent.wan_uml import QUEUE_PACKETS, Port, UmlRouter
 
 BRIDGE_LIMIT_S = 30.0
 LOCK_LIMIT_S = 180.0
@@ -102,7 +102,7 @@ def up(plan: Plan) -> bool:
     Returns:
         True when the router was started: then it has no tc program yet. False when it ran already.
     Raises:
-        RouterError: with the router's own log when it did not start.
+        MachineError: with the router's own log when it did not start.
     """
     router = router_of(plan)
     (router.directory / "calls").mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,7 @@ def alive(plan: Plan) -> bool:
 
 
 def run(plan: Plan, command: str, limit_s: float = 30.0) -> str:
-    """Run one shell command inside the router; what it printed. Raises RouterError when it fails or takes too long."""
+    """Run one shell command inside the router; what it printed. Raises MachineError when it fails or takes too long."""
     script = f"exec timeout {limit_s:g} sh -c {shlex.quote(command)}"
     return _execute(router_of(plan), script, command, limit_s + 5)
 
@@ -143,7 +143,7 @@ def apply(plan: Plan, program: str) -> None:
     """Run a tc program. A comment "# segmentation: off" (or "on") in it also sets the ports' TSO and GSO.
 
     Raises:
-        RouterError: with tc's message and the line it is about.
+        MachineError: with tc's message and the line it is about.
     """
     router = router_of(plan)
     for state in re.findall(r"^# segmentation: (on|off)$", program, re.MULTILINE):
@@ -151,9 +151,9 @@ def apply(plan: Plan, program: str) -> None:
             tc_device.set_segmentation(port.tap, dict.fromkeys(tc_device.SEGMENTATION_COMMANDS, state == "on"))
     try:
         _tc(router, "tc", program)
-    except RouterError as error:
+    except MachineError as error:
         line = tc_device.refused_line(program, error.what)
-        raise RouterError(f"the WAN router refused the tc program: {error.what}{line}") from error
+        raise MachineError(f"the WAN router refused the tc program: {error.what}{line}") from error
 
 
 def read(plan: Plan) -> str:
@@ -168,7 +168,7 @@ def read(plan: Plan) -> str:
     try:
         found = tc_device.shown([port.device for port in router.ports], tc)
     except tc_device.DeviceError as error:
-        raise RouterError(error.what) from error
+        raise MachineError(error.what) from error
     found["segmentation"] = {port.device: any(tc_device.segmentation(port.tap).values()) for port in router.ports}
     return json.dumps(found, sort_keys=True)
 
@@ -177,7 +177,7 @@ def facts(plan: Plan) -> dict[str, str]:
     """What shapes the WAN: `mode`, `kernel` and `scheduling` of the router, and `preloaded`, its shim or "".
 
     Raises:
-        RouterError: it is not up.
+        MachineError: it is not up.
     """
     router = router_of(plan)
     kernel = run(plan, "uname -r").strip()
@@ -204,16 +204,16 @@ def _settle_mode(router: Router) -> str:
     if mode == "auto":
         mode = recorded or ("netns" if kernel_has_netem() else "uml")
     if mode not in ("netns", "uml"):
-        raise RouterError(f'no router mode "{mode}"', "Write netns, uml or auto.")
+        raise MachineError(f'no router mode "{mode}"', "Write netns, uml or auto.")
     if mode == "uml" and router.tunnels:
         names = ", ".join(tunnel.machine for tunnel in router.tunnels)
-        raise RouterError(
+        raise MachineError(
             f"this kernel has no netem, and a WAN router in User-Mode Linux has no tunnels to other machines ({names})",
             "Take machines whose kernel has netem (Debian's has: modprobe sch_netem), or put all sites on one.",
         )
     problem = directory_problem(router.directory) if mode == "uml" else None
     if problem:
-        raise RouterError(problem, "Choose another directory.")
+        raise MachineError(problem, "Choose another directory.")
     if recorded not in (None, mode):
         _remove(router)
     machine.replace(router.directory / "mode", mode)
@@ -231,10 +231,7 @@ def kernel_has_netem() -> bool:
 
 
 def _call(command: Sequence[str], text: str = "") -> str:
-    try:
-        return machine.run(*command, text=text, limit_s=CALL_LIMIT_S)
-    except MachineError as error:
-        raise RouterError(error.what, error.advice) from error
+    return machine.run(*command, text=text, limit_s=CALL_LIMIT_S)
 
 
 def _ip(lines: Iterable[str], namespace: str | None = None) -> None:
@@ -299,7 +296,7 @@ def _tunnels_up(router: Router) -> None:
 
 def _uml_up(router: Router) -> bool:
     if router.uml.alive() and router.uml.as_asked():
-        with contextlib.suppress(RouterError):  # one that does not answer is started anew
+        with contextlib.suppress(MachineError):  # one that does not answer is started anew
             router.uml.wait_ready()
             return False
     links = _links()
@@ -315,7 +312,7 @@ def _attach(router: Router) -> None:
     end = time.monotonic() + BRIDGE_LIMIT_S
     while absent := [port for port in router.ports if port.bridge not in _links()]:
         if time.monotonic() > end:
-            raise RouterError(
+            raise MachineError(
                 f"bridge {absent[0].bridge} of site {absent[0].site} is absent after {BRIDGE_LIMIT_S:g} s",
                 "Make the machine's site networks first.",
             )
@@ -334,10 +331,10 @@ def _remove(router: Router) -> None:
 
 @contextlib.contextmanager
 def _lock(router: Router) -> Iterator[None]:
-    """One client at a time. Raises RouterError when another one holds the router for too long."""
+    """One client at a time. Raises MachineError when another one holds the router for too long."""
     with (router.directory / "lock").open("w") as file:
         if not machine.lock(file.fileno(), LOCK_LIMIT_S):
-            raise RouterError(f"another process has held {file.name} for {LOCK_LIMIT_S:g} s")
+            raise MachineError(f"another process has held {file.name} for {LOCK_LIMIT_S:g} s")
         yield
 
 
@@ -347,7 +344,7 @@ def _locked_execute(router: Router, script: str, limit_s: float) -> tuple[int, s
     if mode == "uml":
         return router.uml.execute(script, limit_s)
     if mode != "netns" or not _namespace_exists(router):
-        raise RouterError(f"the WAN router is not up ({router.directory})", wan_uml.ADVICE_WHEN_DEAD)
+        raise MachineError(f"the WAN router is not up ({router.directory})", wan_uml.ADVICE_WHEN_DEAD)
     try:
         done = subprocess.run(
             ["ip", "netns", "exec", router.namespace, "sh", "-c", script],
@@ -360,14 +357,14 @@ def _locked_execute(router: Router, script: str, limit_s: float) -> tuple[int, s
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise RouterError(f"the WAN router did not answer within {limit_s:g} s") from error
+        raise MachineError(f"the WAN router did not answer within {limit_s:g} s") from error
     return done.returncode, done.stdout
 
 
 def _execute(router: Router, script: str, what: str, limit_s: float, batch: str | None = None) -> str:
     """Run a shell script in the router; `batch` is put into the file that it calls $BATCH."""
     if not router.directory.exists():
-        raise RouterError(f"the WAN router is not up ({router.directory})", wan_uml.ADVICE_WHEN_DEAD)
+        raise MachineError(f"the WAN router is not up ({router.directory})", wan_uml.ADVICE_WHEN_DEAD)
     with _lock(router):
         calls = router.directory / "calls"
         for leftover in calls.iterdir():  # of clients that died
@@ -380,7 +377,7 @@ def _execute(router: Router, script: str, what: str, limit_s: float, batch: str 
         code, output = _locked_execute(router, script, limit_s)
     if code:
         reason = "took too long" if code == 124 else f"exit code {code}"
-        raise RouterError(f"{what}: {reason}: {output.strip()}")
+        raise MachineError(f"{what}: {reason}: {output.strip()}")
     return output
 
 
@@ -409,7 +406,7 @@ def main(arguments: Sequence[str]) -> int:
             apply(plan, sys.stdin.read())
         else:
             print(run(plan, " ".join(arguments[2:])), end="")
-    except RouterError as error:
+    except MachineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
     return 0

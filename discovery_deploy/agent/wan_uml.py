@@ -35,15 +35,6 @@ MEMORY_DIRECTORY = Path("/dev/shm")
 """Where the process keeps what is its memory."""
 
 
-class RouterError(Exception):
-    """The router could not be made, or a command in it failed. `what` happened, `advice` what to do next."""
-
-    def __init__(self, what: str, advice: str = "") -> None:
-        super().__init__(f"{what}\n  {advice}" if advice else what)
-        self.what = what
-        self.advice = advice
-
-
 @dataclass(frozen=True)
 class Port:
     """The router's foot in one site."""
@@ -175,17 +166,17 @@ class UmlRouter:
         """Start the process; its taps must be there. `wait_ready` must follow.
 
         Raises:
-            RouterError: User-Mode Linux is not installed, or cannot be started.
+            MachineError: User-Mode Linux is not installed, or cannot be started.
         """
         missing = uml_kernel.missing_commands()
         if missing:
-            raise RouterError(
+            raise MachineError(
                 f"User-Mode Linux lacks {', '.join(missing)}",
                 f"Run: apt-get install -y {' '.join(sorted(set(missing.values())))}",
             )
         free_mb = shutil.disk_usage(MEMORY_DIRECTORY).free >> 20
         if free_mb < self.memory_mb:
-            raise RouterError(
+            raise MachineError(
                 f"the WAN router needs {self.memory_mb} MB in {MEMORY_DIRECTORY}, {free_mb} MB are free",
                 f"Run: mount -o remount,size={2 * self.memory_mb}M {MEMORY_DIRECTORY}",
             )
@@ -220,10 +211,7 @@ class UmlRouter:
         options += ["initcall_blacklist=raid6_select_algo", "ssl=null", "quiet"]
         options += ["umid=wan", f"uml_dir={self.directory}/uml"]
         options += [f"{port.device}:transport=tap,ifname={port.tap},depth=128,gro=1" for port in self.ports]
-        try:
-            kernel = uml_kernel.command(options, self.directory)
-        except MachineError as error:
-            raise RouterError(error.what, error.advice) from error
+        kernel = uml_kernel.command(options, self.directory)
         with (self.directory / "uml.log").open("wb") as log:
             # --fork: whoever reaps orphans reaps it; it is nobody's child and in a session of its own.
             subprocess.run(
@@ -238,7 +226,7 @@ class UmlRouter:
             )
 
     def wait_ready(self) -> None:
-        """Wait until the router takes commands. Raises RouterError with its log when it dies or never does."""
+        """Wait until the router takes commands. Raises MachineError with its log when it dies or never does."""
         end = time.monotonic() + BOOT_LIMIT_S
         while not (self.directory / "ready").exists():
             if (self.directory / "process").exists() and not self.alive():
@@ -256,8 +244,8 @@ class UmlRouter:
         lines = (before + panic + after.partition("\n")[0] if panic else text).splitlines()
         return "\n    ".join([line.strip() for line in lines if line.strip()][-8:]) or "(its log is empty)"
 
-    def _dead(self, what: str, advice: str = ADVICE_WHEN_DEAD) -> RouterError:
-        return RouterError(
+    def _dead(self, what: str, advice: str = ADVICE_WHEN_DEAD) -> MachineError:
+        return MachineError(
             f"the WAN router (User-Mode Linux, {self.directory}) {what}; its log ends with:\n    {self.log()}",
             advice,
         )
@@ -268,7 +256,7 @@ class UmlRouter:
         Returns:
             Exit code, and what it printed.
         Raises:
-            RouterError: the router is dead, or does not answer in time.
+            MachineError: the router is dead, or does not answer in time.
         """
         calls = self.directory / "calls"
         nonce = os.urandom(6).hex()
@@ -304,7 +292,7 @@ class UmlRouter:
                     received += os.read(answers, 65536)
 
     def kill(self) -> None:
-        """End every process of this router. Raises RouterError when one does not end.
+        """End every process of this router. Raises MachineError when one does not end.
 
         The others before the main one, which is stopped first: it traces them to catch what its programs ask of their
         kernel, and a program that lost its tracer would ask this machine's kernel (its init mounts /run).
@@ -321,5 +309,5 @@ class UmlRouter:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, sign)
             if time.monotonic() > end:
-                raise RouterError(f"processes of the WAN router do not end: {[p.pid for p in processes]}")
+                raise MachineError(f"processes of the WAN router do not end: {[p.pid for p in processes]}")
             time.sleep(0.01)

@@ -18,7 +18,7 @@ from discovery_deploy.agent.machine import MachineError
 from discovery_deploy.agent.machine_plans import SLOTS, clear, free_slots, read_plan, write_plan
 from discovery_deploy.agent.names import is_name
 from discovery_deploy.agent.plan import Bind, Host, Plan, Site, WanRouter, as_data, read
-from discovery_deploy.agent.wan_uml import RouterError, UmlRouter
+from discovery_deploy.agent.wan_uml import UmlRouter
 from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.system.errors import TestbedError
@@ -133,7 +133,7 @@ def _as_testbed_error(experiment_name: str) -> Iterator[None]:
     """What goes wrong on the machine, as a failure of the testbed that names the experiment."""
     try:
         yield
-    except (MachineError, RouterError) as error:
+    except MachineError as error:
         raise TestbedError(f"{experiment_name}: {error.what}", error.advice) from error
     except OSError as error:
         place = error.filename or state_directory()
@@ -383,7 +383,7 @@ def _router_start_lacks(state: Path) -> Iterator[Lack]:
         try:
             router.start()
             router.wait_ready()
-        except RouterError as error:
+        except MachineError as error:
             shim = f"export {uml_kernel.SHIM_VARIABLE}=1" if REGISTERS in error.what else ""
             yield Lack(what=error.what, command=shim or error.advice.partition("Run: ")[2])
         finally:

@@ -17,7 +17,7 @@ import pytest
 
 from discovery_deploy.agent.plan import Plan, WanRouter, as_data
 from discovery_deploy.agent import probe, site_networks, uml_kernel, wan_router, wan_uml
-from discovery_deploy.agent.wan_uml import RouterError
+from discovery_deploy.agent.machine import MachineError
 from discovery_deploy.experiment.model import Verify
 from discovery_deploy.wan import measure
 from discovery_deploy.wan.wan import SEGMENTATION_ON, path_shapes, tc_changes
@@ -139,7 +139,7 @@ class TestVerification:
 
     def test_a_program_that_tc_refuses_names_the_line(self, three: Wan) -> None:
         program = "qdisc replace dev vec0 root pfifo\nqdisc replace dev vec9 root pfifo\n"
-        with pytest.raises(RouterError, match=r'Cannot find device "vec9"(?s:.*)line 2 is "qdisc replace dev vec9'):
+        with pytest.raises(MachineError, match=r'Cannot find device "vec9"(?s:.*)line 2 is "qdisc replace dev vec9'):
             wan_router.apply(three.plan, program)
 
 
@@ -158,9 +158,9 @@ class TestRouter:
         assert wan_router.run(three.plan, "echo '##RC=0=0'; printf '%s' \"a'b\"") == "##RC=0=0\na'b"
 
     def test_a_command_that_fails_or_hangs(self, three: Wan) -> None:
-        with pytest.raises(RouterError, match="exit code 7: bad"):
+        with pytest.raises(MachineError, match="exit code 7: bad"):
             wan_router.run(three.plan, "echo bad; exit 7")
-        with pytest.raises(RouterError, match="took too long"):
+        with pytest.raises(MachineError, match="took too long"):
             wan_router.run(three.plan, "sleep 60", limit_s=0.5)
         assert wan_router.run(three.plan, "echo well") == "well\n"
 
@@ -214,7 +214,7 @@ class TestUserModeLinux:
         shapes = own.shape(wan_checks.network(default={"delay": "5 ms"}))
         assert reaches(own, 5)
         os.kill(router_pid(own), signal.SIGKILL)
-        with pytest.raises(RouterError, match=rf"the WAN router \(User-Mode Linux, {own.router_directory}\)"):
+        with pytest.raises(MachineError, match=rf"the WAN router \(User-Mode Linux, {own.router_directory}\)"):
             wan_router.read(own.plan)
         assert not wan_router.alive(own.plan)
         assert wan_router.up(own.plan) is True
@@ -230,7 +230,7 @@ class TestUserModeLinux:
             time.sleep(0.5)
             os.kill(router_pid(own), signal.SIGKILL)
             started = time.monotonic()
-            with pytest.raises(RouterError, match="died"):
+            with pytest.raises(MachineError, match="died"):
                 waiting.result()
             assert time.monotonic() - started < 10  # of 20
 
@@ -245,14 +245,14 @@ class TestUserModeLinux:
     def test_a_router_that_does_not_boot_shows_its_log(self, own: Wan, monkeypatch: pytest.MonkeyPatch) -> None:
         broken = wan_uml._INIT.replace("modprobe -d /run -a", "modprobe -d /run -a no_such_module")
         monkeypatch.setattr(wan_uml, "_INIT", broken)
-        with pytest.raises(RouterError, match=r"did not start(?s:.*)no_such_module(?s:.*)Kernel panic"):
+        with pytest.raises(MachineError, match=r"did not start(?s:.*)no_such_module(?s:.*)Kernel panic"):
             wan_router.up(own.plan)
         monkeypatch.undo()
         assert wan_router.up(own.plan) is True
 
     def test_too_little_memory_on_the_machine_is_told(self, own: Wan) -> None:
         greedy = replace(own.plan, router=WanRouter(f"dd{own.plan.slot}-router", memory_mb=10_000_000))
-        with pytest.raises(RouterError, match=r"needs 10000000 MB in /dev/shm(?s:.*)mount -o remount"):
+        with pytest.raises(MachineError, match=r"needs 10000000 MB in /dev/shm(?s:.*)mount -o remount"):
             wan_router.up(greedy)
 
     def test_with_the_shim_for_processors_with_amx(self, own: Wan, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -346,7 +346,7 @@ class TestDown:
     ) -> None:
         monkeypatch.setattr(wan_router, "BRIDGE_LIMIT_S", 0.1)
         subprocess.run(["ip", "link", "del", f"dd{SLOT + 3}s1"], check=True)
-        with pytest.raises(RouterError, match=f"bridge dd{SLOT + 3}s1 of site brest is absent"):
+        with pytest.raises(MachineError, match=f"bridge dd{SLOT + 3}s1 of site brest is absent"):
             wan_router.up(plan)
         site_networks.up(plan)
         wan_router.up(plan)
@@ -354,5 +354,5 @@ class TestDown:
 
     def test_a_router_that_is_not_up_says_so(self, plan: Plan) -> None:
         assert not wan_router.alive(plan)
-        with pytest.raises(RouterError, match="the WAN router is not up"):
+        with pytest.raises(MachineError, match="the WAN router is not up"):
             wan_router.run(plan, "true")

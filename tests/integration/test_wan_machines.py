@@ -16,7 +16,7 @@ import pytest
 
 from discovery_deploy.agent.plan import as_data
 from discovery_deploy.agent import wan_router
-from discovery_deploy.agent.wan_uml import RouterError
+from discovery_deploy.agent.machine import MachineError
 from discovery_deploy.experiment.model import Network, Verify
 from discovery_deploy.wan import measure
 from discovery_deploy.wan.wan_verdict import summary
@@ -159,7 +159,7 @@ def test_down_leaves_nothing_on_a_machine(tmp_path: Path) -> None:
 @without_netem
 def test_a_router_in_user_mode_linux_is_refused(tmp_path: Path) -> None:
     plan = plans_of(nested(SITES[:2], 1), tmp_path, "auto")["machine-1"]
-    with pytest.raises(RouterError, match=r"no netem, and .* no tunnels to other machines \(machine-2\)"):
+    with pytest.raises(MachineError, match=r"no netem, and .* no tunnels to other machines \(machine-2\)"):
         wan_router.up(plan)
 
 

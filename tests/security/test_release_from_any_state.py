@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from discovery_deploy.agent import machine, wan_router
-from discovery_deploy.agent.wan_uml import RouterError
+from discovery_deploy.agent.machine import MachineError
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.system.errors import TestbedError
 from discovery_deploy.system.progress import Progress
@@ -51,7 +51,7 @@ def test_and_hosts_that_are_there_all_the_same_can_be_given_back(tmp_path: Path)
     (directory / "router" / "mode").write_text("uml")
     wan_router.down(plan)
     assert not (directory / "router").exists()
-    with pytest.raises(RouterError):
+    with pytest.raises(MachineError):
         wan_router.run(plan, "true")
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from discovery_deploy.agent import uml_kernel, wan_router, wan_uml
-from discovery_deploy.agent.wan_uml import RouterError
+from discovery_deploy.agent.machine import MachineError
 from discovery_deploy.cli import doctor
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.software import cache, image
@@ -152,7 +152,7 @@ class TestRouter:
         monkeypatch.setattr(wan_uml.UmlRouter, "kill", lambda self: None)
         monkeypatch.setattr(wan_uml.UmlRouter, "wait_ready", lambda self: None)
 
-    def started(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RouterError | None) -> list[Lack]:
+    def started(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: MachineError | None) -> list[Lack]:
         def start(self: wan_uml.UmlRouter) -> None:
             assert (self.directory / "calls").is_dir()
             if error is not None:
@@ -176,7 +176,7 @@ class TestRouter:
     def test_why_it_does_not_start(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, advice: str, command: str
     ) -> None:
-        found = self.started(tmp_path, monkeypatch, RouterError(what, advice))
+        found = self.started(tmp_path, monkeypatch, MachineError(what, advice))
         assert found == [Lack(what=what, command=command)]
 
     def test_tun_is_opened(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from discovery_deploy.agent import tc_device, wan_router
-from discovery_deploy.agent.wan_uml import RouterError
+from discovery_deploy.agent.machine import MachineError
 from discovery_deploy.driver import provenance
 from discovery_deploy.hosts import machine_calls
 from discovery_deploy.software import box, image
@@ -46,7 +46,7 @@ CASES: dict[str, tuple[Any, str, Callable[[Path], object], type[Exception]]] = {
     "apt-config": (image, "APT_LIMIT_S", lambda at: image.apt_acquire_options(), errors.TestbedError),
     "vagrant": (box, "COMMAND_LIMIT_S", lambda at: box.versions(), errors.TestbedError),
     "git": (provenance, "GIT_LIMIT_S", lambda at: provenance.tool_commit(), errors.TestbedError),
-    "ip": (wan_router, "CALL_LIMIT_S", lambda at: wan_router._ip(["link"]), RouterError),
+    "ip": (wan_router, "CALL_LIMIT_S", lambda at: wan_router._ip(["link"]), MachineError),
     "tc": (tc_device, "LIMIT_S", lambda at: tc_device._tc([], "qdisc show"), tc_device.DeviceError),
     "tar": (machine_calls, "PACK_LIMIT_S", packed, errors.TestbedError),
 }  # fmt: skip
