@@ -1,7 +1,7 @@
-"""Runs on a host, as root, by its own Python: which code do the services there run? Standard library only.
+"""Which code do the services of this host run? A verb of the agent. Standard library only.
 
-One JSON object on the command line: {"environments": {path: SHA-256 of its manifest}, "services": {name: path of its
-environment}}; one JSON object comes back: {"problems": [text...], "projects", "processes", "modules", "files"}.
+The request: {"environments": {path: SHA-256 of its manifest}, "services": {name: path of its
+environment}}; the result: {"problems": [text...], "projects", "processes", "modules", "files"}.
 
 What is compared, for each unit whose name begins with a service's name (`nova` for `nova-conductor.service`):
 
@@ -18,10 +18,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from discovery_deploy.agent.conversation import Conversation
 
 RECORDER = "/memfd:discovery-deploy-code"
 """What the files lead to in which processes report (`code_recorder.NAME`)."""
@@ -237,5 +238,6 @@ def prove(asked: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
-    json.dump(prove(json.loads(sys.argv[1])), sys.stdout)
+def code(request: dict[str, Any], talk: Conversation) -> dict[str, Any]:
+    """Verb of the agent: as `prove`."""
+    return prove(request)

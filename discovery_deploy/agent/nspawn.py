@@ -183,8 +183,7 @@ def supervisor_text(plan: Plan, host: Host, groups: list[Path], hybrid: bool) ->
 def _nspawn(plan: Plan, host: Host) -> list[str]:
     layers = [where for where, _ in bind_layers(plan, host)]
     binds = [
-        f"--bind-ro={_bind(str(where))}:{_bind(bind.target)}"
-        for where, bind in zip(layers, plan.binds, strict=True)
+        f"--bind-ro={_bind(str(where))}:{_bind(bind.target)}" for where, bind in zip(layers, plan.binds, strict=True)
     ]
     return [
         "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--boot", f"--directory={folder(plan, host)}/root",

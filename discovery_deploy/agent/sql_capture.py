@@ -1,10 +1,8 @@
-"""Sees the requests that a MariaDB on this host gets, passively; one self-contained file, standard library only.
+"""Sees the requests that a MariaDB on this host gets, passively: a verb of the agent. Standard library only.
 
-It is sent to a host and run there with one JSON argument: {"ports": [TCP ports of servers], "sockets": [their Unix
-sockets, to ask who is connected already]}. It answers lines of standard input with lines of JSON on standard output:
-at first {"ready": true}; to `clock` {"clock_ns": CLOCK_REALTIME}; to `stop`, or when standard input ends, what was
-seen (`Capture.seen`), and it ends. A packet socket reads copies of what the kernel passes, on every device, loopback
-with it: nothing is asked of the server over TCP, nothing held up or changed.
+It is asked with {"ports": [TCP ports of servers], "sockets": [their Unix sockets, to ask who is connected already]}. A
+packet socket reads copies of what the kernel passes, on every device, loopback with it: nothing is asked of the server
+over TCP, nothing held up or changed.
 
 Of the MySQL protocol it knows that a client's packet with sequence number 0 is a command, and reads the server's OK
 packets: a transaction whose statements changed rows and that is committed then is a *commit that writes*. Not over TLS.
@@ -16,16 +14,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
-import os
 import re
 import select
 import socket
 import struct
 import subprocess
-import sys
 import time
 from typing import Any
+
+from discovery_deploy.agent.conversation import Conversation
 
 COMMANDS = {
     0x01: "QUIT", 0x02: "INIT_DB", 0x03: "QUERY", 0x04: "FIELD_LIST", 0x07: "REFRESH", 0x09: "STATISTICS",
@@ -338,37 +335,31 @@ def connected(path: str) -> dict[tuple[str, int], str]:
     return found
 
 
-def say(what: dict[str, Any]) -> None:
-    """A line on standard output."""
-    sys.stdout.write(json.dumps(what, separators=(",", ":")) + "\n")
-    sys.stdout.flush()
+def count(asked: dict[str, Any], talk: Conversation) -> dict[str, Any]:
+    """Verb of the agent: what is seen (`Capture.seen`) until it is told `stop`, or nobody listens any more.
 
-
-def main(text: str) -> None:
-    """Carry out a specification (see the module) until standard input says `stop` or ends."""
-    asked = json.loads(text)
+    It says {"ready": True} once it sees requests, and answers `clock` with {"clock_ns": this host's time}.
+    """
     capture, buffer = Capture(asked["ports"]), bytearray(1 << 18)
     source = packet_socket(asked["ports"]) if asked["ports"] else None
     for path in asked["sockets"]:
         capture.users.update(connected(path))
-    say({"ready": True})
-    orders = b""
-    while not orders.startswith(b"stop"):
-        ready, _, _ = select.select([0, *([source.fileno()] if source else [])], [], [])
-        if source and source.fileno() in ready:
+    talk.say({"ready": True})
+    stopped = False
+    while not stopped:
+        heard = talk.has_line()
+        watched: list[Conversation | socket.socket] = [talk, *([source] if source else [])]
+        ready, _, _ = select.select(watched, [], [], 0 if heard else None)
+        if source and source in ready:
             take(source, capture, buffer)
-        if 0 in ready:
-            said = os.read(0, 4096)
-            orders = orders + said if said else b"stop"
-            while orders.startswith(b"clock\n"):
-                say({"clock_ns": time.time_ns()})
-                orders = orders[6:]
+        if heard or talk in ready:
+            for order in talk.lines():
+                stopped = stopped or order == b"stop"
+                if order == b"clock":
+                    talk.say({"clock_ns": time.time_ns()})
+            stopped = stopped or talk.ended
     dropped = 0
     if source:
         take(source, capture, buffer)
         dropped = struct.unpack("II", source.getsockopt(SOL_PACKET, PACKET_STATISTICS, 8))[1]
-    say(capture.seen(dropped))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])
+    return capture.seen(dropped)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pkgutil
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,8 @@ from discovery_deploy.agent import machine
 from discovery_deploy.agent.machine import MachineError
 
 KERNEL = "linux.uml"
-SHIM_SOURCE = Path(__file__).with_name("uml_xstate.c")
+SHIM = "uml_xstate"
+"""Name of the shim; its source is beside this module, also in the agent's archive."""
 SHIM_VARIABLE = "DISCOVERY_DEPLOY_XSTATE_SHIM"
 """With the value 1 the shim is used on processors without AMX too."""
 COMPILE_LIMIT_S = 60.0
@@ -58,20 +60,28 @@ def command(arguments: Sequence[str], folder: Path) -> list[str]:
     return [*preload, KERNEL, *arguments]
 
 
+def shim_source() -> bytes:
+    """Source of the shim."""
+    source = pkgutil.get_data(__name__, f"{SHIM}.c")
+    assert source is not None
+    return source
+
+
 def shim(folder: Path) -> Path:
     """The compiled shim in a folder, named by the hash of its source. Raises MachineError."""
-    source = SHIM_SOURCE.read_bytes()
-    made = folder / f"uml_xstate-{hashlib.sha256(source).hexdigest()[:12]}.so"
+    source = shim_source()
+    made = folder / f"{SHIM}-{hashlib.sha256(source).hexdigest()[:12]}.so"
     if not made.exists():
-        _compile(made)
+        _compile(source, made)
     return made
 
 
-def _compile(made: Path) -> None:
+def _compile(source: bytes, made: Path) -> None:
     """Compile the shim; it appears whole or not at all, and everybody may read it."""
     with tempfile.TemporaryDirectory(dir=made.parent, prefix=".uml_xstate-") as folder:
-        partial = Path(folder) / made.name
-        words = ["tcc", "-shared", "-nostdlib", "-nostdinc", "-o", str(partial), str(SHIM_SOURCE)]
+        partial, text = Path(folder) / made.name, Path(folder) / f"{SHIM}.c"
+        text.write_bytes(source)
+        words = ["tcc", "-shared", "-nostdlib", "-nostdinc", "-o", str(partial), str(text)]
         if shutil.which(words[0]) is None:
             what = "the compiler tcc is absent: User-Mode Linux needs a library compiled on processors with AMX"
             raise MachineError(what, "Run: apt-get install -y tcc")
@@ -82,4 +92,4 @@ def _compile(made: Path) -> None:
 
 def has_shim(pid: int) -> bool:
     """Whether the shim is loaded in a running process, as its memory map shows. Raises OSError."""
-    return f"/{SHIM_SOURCE.stem}-" in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")
+    return f"/{SHIM}-" in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8", errors="replace")

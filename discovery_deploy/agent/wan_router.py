@@ -79,9 +79,7 @@ def router_of(plan: Plan) -> Router:
         for site in plan.sites
     )
     asked = plan.router or WanRouter(f"dd{plan.slot}-router")
-    return Router(
-        directory, asked.namespace, asked.mode, asked.memory_mb or memory_mb(len(ports)), ports, plan.peers
-    )
+    return Router(directory, asked.namespace, asked.mode, asked.memory_mb or memory_mb(len(ports)), ports, plan.peers)
 
 
 def directory_problem(directory: Path) -> str | None:
@@ -187,7 +185,7 @@ def facts(plan: Plan) -> dict[str, str]:
         "mode": mode,
         "kernel": kernel,
         "scheduling": scheduling.read_text() if scheduling.exists() else "kernel",
-        "preloaded": uml_kernel.SHIM_SOURCE.stem if mode == "uml" and router.uml.has_shim() else "",
+        "preloaded": uml_kernel.SHIM if mode == "uml" and router.uml.has_shim() else "",
     }
 
 

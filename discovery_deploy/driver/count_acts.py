@@ -3,34 +3,26 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
-from discovery_deploy.agent import sql_capture
 from discovery_deploy.bench import bench, request_counts
 from discovery_deploy.bench.campaign import Setting
 from discovery_deploy.bench.rally import TaskTemplate
 from discovery_deploy.bench.request_counts import CountRecord, SqlRequest
 from discovery_deploy.cloud import variables
-from discovery_deploy.cloud.inventory import HOST_PYTHON
 from discovery_deploy.cloud.service_variables import BACKEND_PORT, SITE_DATABASE_PORT
 from discovery_deploy.cloud.topology import layout
 from discovery_deploy.driver.testbed import Testbed
-from discovery_deploy.system.errors import ExperimentError, MeasurementError, TestbedError
+from discovery_deploy.system.agents import Agents, Talk
+from discovery_deploy.system.errors import ExperimentError, MeasurementError
 from discovery_deploy.system.files import now
-from discovery_deploy.system.remote import Remote
 
 SOCKETS = {BACKEND_PORT: "/run/mysqld/mysqld.sock", SITE_DATABASE_PORT: "/run/site-mariadb/mysqld.sock"}
 """Port of a MariaDB -> the socket on which it answers its host's root."""
-LOADER = (
-    "import os,sys\ntext=b''\nwhile len(text)<int(sys.argv[2]):\n text+=os.read(0,int(sys.argv[2])-len(text))\n"
-    "exec(compile(text,'sql_capture.py','exec'))"
-)
 LOOKS_AT_CLOCKS = 15
 
 
@@ -44,48 +36,23 @@ class Clock(NamedTuple):
 
 
 class Listener:
-    """`sql_capture` on a host, from `with` to its end.
+    """The agent of a host that sees what its databases are asked.
 
     Args:
-        remote: the way to hosts.
-        host: where it listens.
-        ports: of the databases there; none: it only tells the time.
+        talk: with the agent; it sees requests already.
     """
 
-    def __init__(self, remote: Remote, host: str, ports: Sequence[int]) -> None:
-        self.host = host
-        asked = json.dumps({"ports": list(ports), "sockets": [SOCKETS[port] for port in ports]})
-        source = Path(sql_capture.__file__).read_text(encoding="utf-8")
-        command = [HOST_PYTHON, "-I", "-S", "-c", LOADER, asked, str(len(source.encode()))]
-        self._process = subprocess.Popen(
-            remote.arguments(host, command),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self._answer(source)
-
-    def _answer(self, said: str) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(said)
-            self._process.stdin.flush()
-            answer: dict[str, Any] = json.loads(self._process.stdout.readline())
-        except (OSError, ValueError):
-            self._process.kill()
-            assert self._process.stderr is not None
-            told = self._process.stderr.read().strip().splitlines()[-1:]
-            raise TestbedError(
-                f"{self.host}: the program that counts requests has ended: {' '.join(told) or 'connection closed'}",
-                "Run again: `run` starts dead hosts anew.",
-            ) from None
-        return answer
+    def __init__(self, talk: Talk) -> None:
+        self.host = talk.name
+        self._talk = talk
 
     def clock(self) -> Clock:
         """How far the host's clock is ahead of the driver's."""
         best = Clock(0.0, float("inf"))
         for _ in range(LOOKS_AT_CLOCKS):
             before_s = time.time()
-            there_s = self._answer("clock\n")["clock_ns"] / 1e9
+            self._talk.say("clock")
+            there_s = self._talk.hear()["clock_ns"] / 1e9
             after_s = time.time()
             error_s = (after_s - before_s) / 2
             best = min(best, Clock(there_s - before_s - error_s, error_s), key=lambda clock: clock.error_s)
@@ -98,7 +65,8 @@ class Listener:
             TestbedError: it has ended before.
             MeasurementError: packets came faster than they were read, so that what was seen is not all.
         """
-        seen = self._answer("stop\n")
+        self._talk.say("stop")
+        seen: dict[str, Any] = self._talk.answer()
         if seen["dropped"]:
             raise MeasurementError(
                 f"{self.host}: {seen['dropped']} packets came faster than they were read: the counts would be too low",
@@ -106,29 +74,27 @@ class Listener:
             )
         return seen
 
-    def __enter__(self) -> Listener:
-        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, of: TracebackType | None) -> None:
-        """It ends with its standard input."""
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            if stream is not None:
-                try:
-                    stream.close()
-                except OSError:  # its end of the pipe is closed already
-                    continue
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+@contextmanager
+def listening(agents: Agents, host: str, ports: Sequence[int]) -> Iterator[Listener]:
+    """A listener on a host, until the end of the block. Raises TestbedError.
+
+    Args:
+        agents: of hosts.
+        host: where it listens.
+        ports: of the databases there; none: it only tells the time.
+    """
+    asked = {"ports": list(ports), "sockets": [SOCKETS[port] for port in ports]}
+    with agents.opened(host, "count", asked, limit_s=None) as talk:
+        talk.hear()
+        yield Listener(talk)
 
 
 @contextmanager
-def listeners(remote: Remote, ports: Mapping[str, Sequence[int]]) -> Iterator[list[Listener]]:
+def listeners(agents: Agents, ports: Mapping[str, Sequence[int]]) -> Iterator[list[Listener]]:
     """A listener on each host of a mapping host -> ports, until the end."""
     with ExitStack() as stack:
-        yield [stack.enter_context(Listener(remote, host, own)) for host, own in ports.items()]
+        yield [stack.enter_context(listening(agents, host, own)) for host, own in ports.items()]
 
 
 def sql_requests(seen: Mapping[str, Any], ahead_s: float) -> list[SqlRequest]:
@@ -186,7 +152,7 @@ class RequestCount:
         began_s = time.monotonic()
         bench_host = testbed.lease.at(self.experiment.bench_sites()[0], "bench")
         ports = self._ports()
-        with listeners(testbed.remote, ports) as open_listeners:
+        with listeners(testbed.agents, ports) as open_listeners:
             clocks = self._clocks(bench_host.name, open_listeners)
             report = self._rally()
             seen = [listener.stop() for listener in open_listeners]
@@ -218,7 +184,7 @@ class RequestCount:
         """How far each database's clock is ahead of the bench host's. Raises MeasurementError when it is not known."""
         if self.testbed.lease.provider == "local":  # one machine, one clock
             return [Clock(0.0, 0.0) for _ in databases]
-        with Listener(self.testbed.remote, bench_host, ()) as listener:
+        with listening(self.testbed.agents, bench_host, ()) as listener:
             here = listener.clock()
         return [clock_apart(database.host, database.clock(), here) for database in databases]
 

@@ -36,6 +36,7 @@ from discovery_deploy.software.records import HostCode, Software
 from discovery_deploy.system.errors import StateError, TestbedError
 from discovery_deploy.system.files import now, write_file
 from discovery_deploy.system.progress import Announcer
+from discovery_deploy.system.agents import HOSTS_HOME, Agents
 from discovery_deploy.system.remote import Remote, side_by_side, write_ssh_config
 from discovery_deploy.system.workspace import Workspace, is_workspace, same_folder
 from discovery_deploy.testbeds.base import ProviderInterface
@@ -116,6 +117,11 @@ class Testbed:
     def remote(self) -> Remote:
         """Ssh to the hosts."""
         return Remote(self.workspace.ssh_config)
+
+    @property
+    def agents(self) -> Agents:
+        """What answers on the hosts."""
+        return Agents(self.remote, HOSTS_HOME)
 
     @property
     def wan(self) -> wan_acts.Wan:
@@ -408,7 +414,7 @@ class Testbed:
         hosts = proof.services_of_hosts(experiment)
         services = {service: environments.service(service) for own in hosts.values() for service in own}
         try:
-            self.proved = proof.prove(self.remote, hosts, services, self.cache)
+            self.proved = proof.prove(self.agents, hosts, services, self.cache)
         except TestbedError as error:
             self.workspace.note("the code is not as asked", what=str(error).splitlines())
             kept = {name: done for name, done in self.state.phases.items() if name in ("reserve", "prepare")}

@@ -1,7 +1,7 @@
 """Hosts as containers on the machines of another provider, where an experiment says `hosts_per_machine`.
 
 `Nested` stands around a provider. Experiments with direct hosts it leaves to that provider alone. Of the others it asks
-machines of it, brings them what `nested_machine` needs, the base image and a plan each, and lets them make the hosts.
+machines of it, brings them what `machine_verbs` needs, the base image and a plan each, and lets them make the hosts.
 
 It has a key of its own for the machines, kept beside its record: so they are reached without a workspace.
 """
@@ -14,17 +14,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from discovery_deploy.agent import machine, nested_machine, wan_router
-from discovery_deploy.agent.plan import Plan, as_data
+from discovery_deploy.agent import machine, machine_verbs, wan_router
 from discovery_deploy.agent.names import is_name
+from discovery_deploy.agent.plan import Plan, as_data
 from discovery_deploy.agent.wan_tunnels import UDP_PORT
 from discovery_deploy.cloud.variables import EnvironmentsInterface
 from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.hosts import nesting
-from discovery_deploy.hosts.machine_calls import IMAGE_LIMIT_S, UP_LIMIT_S, Caller, packed_tree, tree_name
+from discovery_deploy.hosts.base_image import packed_tree, tree_name
 from discovery_deploy.software import shipping
 from discovery_deploy.software.software import hosts_environments
+from discovery_deploy.system.agents import Agents
 from discovery_deploy.system.errors import StateError, TestbedError
 from discovery_deploy.system.files import write_file
 from discovery_deploy.system.progress import Progress
@@ -34,6 +35,7 @@ from discovery_deploy.system.workspace import Workspace
 from discovery_deploy.testbeds import local
 from discovery_deploy.testbeds.base import HOLDER, BookingProvider, Lack, ProviderInterface, folder_of, noted_holder
 
+UP_LIMIT_S = 900.0
 RECORD, MACHINES = "record.json", "machines"
 LASTING = ("static",)
 """Providers whose machines go on after `release`: what is on them does not go by itself."""
@@ -125,10 +127,10 @@ class Nested:
     def _host(self, experiment: Experiment, public_key: str, image: Path, progress: Progress, record: Record) -> Lease:
         """Make or mend the hosts on machines that are there."""
         own = Workspace(folder_of(self.state, experiment.name) / MACHINES)
-        caller, addresses = Caller(Remote(own.ssh_config)), _addresses(record.machines)
-        directory = nested_machine.EXPERIMENTS / experiment.name
-        seen = _prepared(caller, list(addresses), directory, _packages(experiment), progress)
-        base = _bring_image(caller, seen, image, progress)
+        agents, addresses = _agents(Remote(own.ssh_config)), _addresses(record.machines)
+        directory = machine_verbs.EXPERIMENTS / experiment.name
+        seen = _prepared(agents, list(addresses), directory, _packages(experiment), progress)
+        base = _bring_image(agents, seen, image, progress)
         slot = _common_slot(seen, record.plans)
         plans = nesting.machine_plans(
             experiment, addresses, slot, directory, base, Path(local.ENVIRONMENTS), public_key
@@ -138,12 +140,12 @@ class Nested:
 
         def up(name: str) -> dict[str, Any]:
             told = lambda line: progress(f"{name}: {line}")  # noqa: E731
-            born: dict[str, Any] = caller.call(name, "up", {"plan": as_data(plans[name])}, told, UP_LIMIT_S)
+            born: dict[str, Any] = agents.ask(name, "up", {"plan": as_data(plans[name])}, told, UP_LIMIT_S)
             return born
 
         born = {host: facts for made in on_all(up, list(plans)) for host, facts in made.items()}
         self._keep(experiment.name, record.model_copy(update={"plans": plans}))
-        _check_tunnels(caller, plans)
+        _check_tunnels(agents, plans)
         ways = {name: {"ProxyCommand": _proxy_command(own, name), "ConnectTimeout": "30"} for name in plans}
         details = {
             "machines": record.machines.model_dump(mode="json"),
@@ -158,12 +160,12 @@ class Nested:
         if machines is None:
             return self.inner.dead_hosts(lease)
         plans = nesting.plans_of(lease)
-        gone, caller = set(self.inner.dead_hosts(machines)), Caller(machine_remote(lease))
+        gone, agents = set(self.inner.dead_hosts(machines)), _agents(machine_remote(lease))
 
         def dead(name: str) -> list[str]:
             if name not in gone:
                 try:
-                    state = caller.call(name, "status", {"plan": as_data(plans[name])})
+                    state = agents.ask(name, "status", {"plan": as_data(plans[name])})
                 except TestbedError:
                     pass
                 else:
@@ -176,11 +178,11 @@ class Nested:
         """Run a tc program: every machine's WAN router gets the lines for its own sites."""
         if machine_lease(lease) is None:
             return self.inner.shape(lease, program)
-        plans, caller = nesting.plans_of(lease), Caller(machine_remote(lease))
+        plans, agents = nesting.plans_of(lease), _agents(machine_remote(lease))
         parts = nesting.of_machines(program, plans)
 
         def shape(name: str) -> None:
-            caller.call(name, "shape", {"plan": as_data(plans[name]), "program": parts[name]})
+            agents.ask(name, "shape", {"plan": as_data(plans[name]), "program": parts[name]})
 
         on_all(shape, list(parts))
         return None
@@ -201,8 +203,8 @@ class Nested:
 
     def _ask(self, lease: Lease, verb: str) -> list[Any]:
         """The answers of all machines."""
-        plans, caller = nesting.plans_of(lease), Caller(machine_remote(lease))
-        return on_all(lambda name: caller.call(name, verb, {"plan": as_data(plans[name])}), list(plans))
+        plans, agents = nesting.plans_of(lease), _agents(machine_remote(lease))
+        return on_all(lambda name: agents.ask(name, verb, {"plan": as_data(plans[name])}), list(plans))
 
     def release(self, experiment_name: str, progress: Progress) -> None:
         """Remove the containers from every machine that can be reached, then give the machines back."""
@@ -230,13 +232,13 @@ class Nested:
         """
         if not names:
             return record
-        caller = Caller(Remote(folder_of(self.state, experiment_name) / MACHINES / "ssh_config"))
-        request = {"directory": str(nested_machine.EXPERIMENTS / experiment_name)}
+        agents = _agents(Remote(folder_of(self.state, experiment_name) / MACHINES / "ssh_config"))
+        request = {"directory": str(machine_verbs.EXPERIMENTS / experiment_name)}
 
         def leave(name: str) -> str:
             try:
-                caller.bring_code(name)
-                caller.call(name, "down", request)
+                agents.bring(name)
+                agents.ask(name, "down", request)
             except TestbedError as error:
                 return error.what
             return ""
@@ -307,6 +309,10 @@ def _as_testbed_error(experiment_name: str) -> Iterator[None]:
         raise TestbedError(f"{experiment_name}: {error.what}", error.advice) from error
 
 
+def _agents(machines: Remote) -> Agents:
+    return Agents(machines, machine_verbs.HOME)
+
+
 def _is_known(folder: Path) -> bool:
     """Whether a folder is ours although it may lack our mark."""
     return any((folder / name).exists() for name in (RECORD, MACHINES))
@@ -334,14 +340,14 @@ def _packages(experiment: Experiment) -> str:
 
 
 def _prepared(
-    caller: Caller, names: list[str], directory: Path, packages: str, progress: Progress
+    agents: Agents, names: list[str], directory: Path, packages: str, progress: Progress
 ) -> dict[str, dict[str, Any]]:
     """What there is on machines, once they have the commands that they need."""
 
     def one(name: str) -> dict[str, Any]:
-        caller.bring_code(name)
+        agents.bring(name)
         for _ in range(2):  # whether the kernel has netem, and what is missing otherwise, is told once tc is there
-            seen: dict[str, Any] = caller.call(name, "look", {"directory": str(directory)})
+            seen: dict[str, Any] = agents.ask(name, "look", {"directory": str(directory)})
             if not seen["netem"] and len(names) > 1:
                 what = f"{name}: its kernel has no netem, which a WAN router that reaches other machines needs"
                 advice = "machines whose kernel has sch_netem, sch_htb and cls_u32 (Debian's has), or a single machine"
@@ -359,12 +365,12 @@ def _prepared(
                 f"Use machines that have {' '.join(wanted)}, or `packages: network`.",
             )
         progress(f"{name}: installing {', '.join(wanted)}")
-        caller.call(name, "install", {"packages": wanted}, limit_s=2 * nested_machine.INSTALL_LIMIT_S)
+        agents.ask(name, "install", {"packages": wanted}, limit_s=2 * machine_verbs.INSTALL_LIMIT_S)
 
     return dict(zip(names, on_all(one, names), strict=True))
 
 
-def _bring_image(caller: Caller, seen: Mapping[str, Mapping[str, Any]], image: Path, progress: Progress) -> Path:
+def _bring_image(agents: Agents, seen: Mapping[str, Mapping[str, Any]], image: Path, progress: Progress) -> Path:
     """Have every machine hold the base image; where it is there."""
     name = tree_name(image)
     lacking = [machine for machine, found in seen.items() if name not in found["images"]]
@@ -373,9 +379,12 @@ def _bring_image(caller: Caller, seen: Mapping[str, Mapping[str, Any]], image: P
         with packed_tree(image) as (archive, sha256):
             request = {"name": name, "sha256": sha256}
             on_all(
-                lambda machine: caller.call(machine, "image", request, limit_s=IMAGE_LIMIT_S, archive=archive), lacking
+                lambda machine: agents.ask(
+                    machine, "image", request, limit_s=machine_verbs.IMAGE_LIMIT_S, archive=archive
+                ),
+                lacking,
             )
-    return nested_machine.IMAGES / name
+    return machine_verbs.IMAGES / name
 
 
 def _common_slot(seen: Mapping[str, Mapping[str, Any]], plans: Mapping[str, Plan]) -> int:
@@ -392,9 +401,9 @@ def _common_slot(seen: Mapping[str, Mapping[str, Any]], plans: Mapping[str, Plan
     return int(min(common))
 
 
-def _check_tunnels(caller: Caller, plans: Mapping[str, Plan]) -> None:
+def _check_tunnels(agents: Agents, plans: Mapping[str, Plan]) -> None:
     """Whether every machine's WAN router reaches the others. Raises TestbedError."""
-    silent = on_all(lambda name: caller.call(name, "reach", {"plan": as_data(plans[name])}), list(plans))
+    silent = on_all(lambda name: agents.ask(name, "reach", {"plan": as_data(plans[name])}), list(plans))
     pairs = [f"{name} -> {other}" for name, others in zip(plans, silent, strict=True) for other in others]
     if pairs:
         raise TestbedError(

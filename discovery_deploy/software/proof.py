@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
-from discovery_deploy.agent import code_proof
 from discovery_deploy.cloud.topology import layout
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.software import derived
 from discovery_deploy.software.records import HostCode
 from discovery_deploy.software.stack import Environment
 from discovery_deploy.system import interruption
+from discovery_deploy.system.agents import Agents
 from discovery_deploy.system.errors import TestbedError
 
 LIMIT_S = 60.0
 AGAIN_S = 2.0
-
-
-class Runner(Protocol):
-    """Runs a command on a host."""
-
-    def __call__(self, host: str, command: Sequence[str], stdin: str, timeout_s: float) -> str:
-        """What it prints. Raises an error that names the host."""
 
 
 def services_of_hosts(experiment: Experiment) -> dict[str, tuple[str, ...]]:
@@ -42,12 +33,12 @@ def services_of_hosts(experiment: Experiment) -> dict[str, tuple[str, ...]]:
 
 
 def prove(
-    runner: Runner, hosts: Mapping[str, Sequence[str]], environments: Mapping[str, Environment], cache: Path
+    agents: Agents, hosts: Mapping[str, Sequence[str]], environments: Mapping[str, Environment], cache: Path
 ) -> dict[str, HostCode]:
     """Host -> what it proved.
 
     Args:
-        runner: how to run a command on a host; called from several threads at once.
+        agents: of the hosts.
         hosts: host -> services.
         environments: service -> its environment.
         cache: directory of the cache, whose manifests count.
@@ -55,7 +46,6 @@ def prove(
         TestbedError: a service runs other code than it should, or a file is not as it was made; every host, service
             and file is named.
     """
-    source = Path(code_proof.__file__).read_text(encoding="utf-8")
     manifests = {one.path: _manifest_hash(cache, one) for one in environments.values()}
 
     def one(host: str) -> tuple[HostCode, list[str]]:
@@ -68,7 +58,7 @@ def prove(
     def look(host: str) -> tuple[HostCode, list[str]]:
         services = {service: environments[service].path for service in hosts[host]}
         asked = {"environments": {path: manifests[path] for path in services.values()}, "services": services}
-        answer = json.loads(runner(host, ["python3", "-I", "-S", "-", json.dumps(asked)], source, LIMIT_S))
+        answer = agents.ask(host, "code", asked, limit_s=LIMIT_S)
         problems = [f"{host}: {problem}" for problem in answer.pop("problems")]
         return HostCode.model_validate(answer), problems
 

@@ -21,8 +21,8 @@ KNOWN = {"rally_directory": RALLY_DIRECTORY, "inventory_hostname": "*"}
 SOFTWARE = "/opt/discovery-deploy"
 """Where hosts have the Python environments."""
 
-_OWN_PATHS = (f"{STATE_DIRECTORY}/runs", f"{STATE_DIRECTORY}/environments", SOFTWARE)
-"""What the driver itself writes on hosts: runs, what it knows of environments, and those."""
+_OWN_PATHS = (f"{STATE_DIRECTORY}/runs", f"{STATE_DIRECTORY}/environments", f"{STATE_DIRECTORY}/agent", SOFTWARE)
+"""What the driver itself writes on hosts: runs, what it knows of environments, the agent, and those."""
 TIMERS = ("apt-daily.timer", "apt-daily-upgrade.timer", "man-db.timer", "dpkg-db-backup.timer", "fstrim.timer")
 """What a Debian host does by itself at some hour, which would be a part of what is measured then."""
 _SCRATCH = ("/root/.ansible",)

@@ -4,6 +4,7 @@ It must not know any experiment.
 """
 
 __all__ = [
+    "agents",
     "data",
     "errors",
     "files",

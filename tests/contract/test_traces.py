@@ -14,6 +14,7 @@ from discovery_deploy.bench import bench
 from discovery_deploy.cloud import variables
 from discovery_deploy.software import stack
 from discovery_deploy.software.traces import Traces, is_below, traces
+from discovery_deploy.system import agents
 from discovery_deploy.system.data import data_directory
 
 PLAYBOOKS = data_directory("playbooks")
@@ -88,6 +89,7 @@ def test_what_a_switch_leaves_is_what_its_role_removes() -> None:
 
 def test_what_the_driver_itself_puts_on_hosts_is_known() -> None:
     assert is_below(bench.REMOTE_RUNS, PLACES)
+    assert is_below(str(agents.HOSTS_HOME), PLACES)
     assert is_below(str(stack.HOST_DIRECTORY), PLACES)
     assert {str(host_environments.ENVIRONMENTS), str(host_environments.LISTS)} <= set(KNOWN.paths)
     assert KNOWN.programs == (str(stack.HOST_DIRECTORY),)

@@ -26,9 +26,7 @@ pytestmark = pytest.mark.integration
 def bare(directory: Path, slot: int, *sites: str) -> Plan:
     """A plan of hosts that are network namespaces, without a router."""
     plan = local.machine_plan(experiment(directory.name, *sites), slot, directory, directory, directory, "none")
-    return replace(
-        plan, hosts=tuple(replace(host, system=False) for host in plan.hosts), router=None, base=NO_PATH
-    )
+    return replace(plan, hosts=tuple(replace(host, system=False) for host in plan.hosts), router=None, base=NO_PATH)
 
 
 @pytest.fixture
@@ -95,9 +93,7 @@ def test_hosts_have_no_way_out_by_the_management_network(plan: Plan) -> None:
     assert [line.split()[:5] for line in routes if "default" in line] == [
         ["default", "via", plan.sites[0].gateway, "dev", "eth0"]
     ]
-    assert (
-        in_namespace(plan.hosts[0].namespace, ["ip", "-6", "-o", "address", "show", "dev", "eth0"]).stdout == ""
-    )
+    assert in_namespace(plan.hosts[0].namespace, ["ip", "-6", "-o", "address", "show", "dev", "eth0"]).stdout == ""
     for bridge in (plan.management.bridge, plan.sites[0].bridge):
         Path(f"/proc/sys/net/ipv4/conf/{bridge}/forwarding").write_text("1")
     containers.up(plan)
@@ -132,7 +128,7 @@ def test_addresses_in_use_are_refused_with_who_uses_them(plan: Plan) -> None:
 
 def test_a_slot_belongs_to_one_directory(plan: Plan, tmp_path: Path) -> None:
     containers.up(plan)
-    thief = {**plan, "directory": str(tmp_path / "thief")}
+    thief = replace(plan, directory=tmp_path / "thief")
     for act in (containers.up, containers.down):
         with pytest.raises(MachineError, match=f"slot {plan.slot} of this machine"):
             act(thief)

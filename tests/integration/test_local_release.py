@@ -54,7 +54,7 @@ def test_release_leaves_nothing_with_and_without_the_plan(bed: LocalBed, damage:
     before = Snapshot.take(bed.state)
     lease = bed.reserve(experiment("gone", "paris", "lyon"))
     # What a driver that has died may have left running in a host's network.
-    probe = subprocess.Popen(["ip", "netns", "exec", f"dd{bed.plan(lease)['slot']}-paris-1", "sleep", "60"])
+    probe = subprocess.Popen(["ip", "netns", "exec", f"dd{bed.plan(lease).slot}-paris-1", "sleep", "60"])
     assert callable(damage)
     damage(bed.state / "gone")
     assert len(Snapshot.take(bed.state).leftovers(before)) > 20

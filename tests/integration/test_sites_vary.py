@@ -12,6 +12,7 @@ import pytest
 from discovery_deploy.bench.rally import load_tasks
 from discovery_deploy.driver.count_acts import listeners, sql_requests
 from discovery_deploy.system.data import data_directory
+from discovery_deploy.system.agents import HOSTS_HOME, Agents
 from discovery_deploy.system.remote import Remote
 from tests.integration import known_requests
 from tests.integration.leftovers import Snapshot, left_behind
@@ -76,12 +77,13 @@ def test_every_setting_has_its_own_sites_and_clients(tool: Tool) -> None:
 def test_requests_to_a_database_are_seen_from_its_own_host_and_from_another_site(tool: Tool) -> None:
     """Every command of the protocol, by loopback and by the site's network; and those of connections made before."""
     remote = Remote(tool.workspace / "ssh_config")
+    agents = Agents(remote, HOSTS_HOME)
     unit = remote("nantes-1", ["cat", "/etc/systemd/system/keystone.service"])
     [start] = [line for line in unit.splitlines() if line.startswith("ExecStart=")]
     python = start.removeprefix("ExecStart=").partition("/bin/")[0] + "/bin/python"
     program = Path(known_requests.__file__).read_text()
     for host in ("nantes-1", "rennes-1"):
-        with listeners(remote, {"nantes-1": [3306]}) as [listener]:
+        with listeners(agents, {"nantes-1": [3306]}) as [listener]:
             clock = listener.clock()
             assert abs(clock.ahead_s) <= clock.error_s < 0.5, "it is the same clock"
             remote(host, [python, "-", "/etc/keystone/keystone.conf"], program)
@@ -91,7 +93,7 @@ def test_requests_to_a_database_are_seen_from_its_own_host_and_from_another_site
         assert [request.kind for request in seen if request.commits] == ["COMMIT"]
         assert [request.kind for request in seen if not request.answered] == ["QUIT"]
         assert [request.at_s for request in seen] == sorted(request.at_s for request in seen)
-    with listeners(remote, {"nantes-1": [3306]}) as [listener]:
+    with listeners(agents, {"nantes-1": [3306]}) as [listener]:
         tool("openstack", "rennes", "token", "issue")
         seen = sql_requests(listener.stop(), 0.0)
     assert "SELECT" in {request.kind for request in seen}

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy.agent.plan import Host, Plan
 from discovery_deploy.agent import nspawn, wan_router
+from discovery_deploy.agent.plan import Host, Plan
 from discovery_deploy.cli import commands
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.system.errors import TestbedError

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy.agent.plan import Plan
 from discovery_deploy.agent import machine, machine_plans, names
 from discovery_deploy.agent.machine import MachineError
+from discovery_deploy.agent.plan import Plan
 from discovery_deploy.bench.records import RunRecord
 from discovery_deploy.hosts.nested import Nested
 from discovery_deploy.system.errors import StateError

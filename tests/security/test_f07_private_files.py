@@ -10,7 +10,6 @@ import pytest
 
 from discovery_deploy.agent import machine
 from discovery_deploy.software import image
-from discovery_deploy.system import files
 from discovery_deploy.system.errors import TestbedError
 from discovery_deploy.testbeds.vagrant import VagrantProvider
 from tests.unit.testbeds.test_vagrant_plan import experiment
@@ -49,7 +48,7 @@ def test_a_cache_that_is_somebody_else_s_is_told(tmp_path: Path, monkeypatch: py
     def refused(path: Path) -> None:
         raise PermissionError(1, "Operation not permitted", str(path))
 
-    monkeypatch.setattr(files, "private", refused)
+    monkeypatch.setattr(machine, "private", refused)
     with pytest.raises(TestbedError, match=r"images: Operation not permitted") as caught:
         image.base_image(tmp_path, print)
     assert "DISCOVERY_DEPLOY_CACHE" in caught.value.advice

@@ -41,9 +41,9 @@ remote.side_by_side(one, ['a', 'b'])""",
 (folder / 'file').write_bytes(bytes(10_000_000))
 remote.side_by_side(lambda host: slow.send(host, ['x'], folder / 'file'), ['a', 'b'])""",
     "machines are called": """
-from discovery_deploy.hosts import machine_calls
-caller = machine_calls.Caller(slow)
-remote.side_by_side(lambda host: caller.call(host, 'up', {}), ['a', 'b'])""",
+from discovery_deploy.system.agents import Agents
+agents = Agents(slow, Path("/nowhere"))
+remote.side_by_side(lambda host: agents.ask(host, 'up', {}), ['a', 'b'])""",
     "the image is baked": """
 import os
 from discovery_deploy.software import image

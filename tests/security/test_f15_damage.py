@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy.agent.plan import Plan
 from discovery_deploy.agent import machine, machine_plans
+from discovery_deploy.agent.plan import Plan
 from discovery_deploy.bench.records import HostFacts, RunRecord
 from discovery_deploy.driver.driver import Driver
 from discovery_deploy.driver.phases import State

@@ -42,7 +42,7 @@ def full(tmp_path: Path) -> Iterator[Path]:
 def test_a_report_leaves_nothing_half_written_and_the_old_one(full: Path) -> None:
     (full / "ballast").unlink()
     report.write({"report.html": b"old", "runs.csv": b"old"}, full / "room")
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StateError, match="No space left"):
         report.write({"report.html": bytes(1 << 20)}, full / "room")
     assert sorted(path.name for path in (full / "room").iterdir()) == ["report.html", "runs.csv"]
     assert (full / "room" / "report.html").read_bytes() == b"old"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import subprocess
@@ -10,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy.agent import containers, machine, nested_machine, uml_kernel, wan_router
+from discovery_deploy.agent import containers, machine, machine_verbs, uml_kernel, wan_router
+from discovery_deploy.agent.conversation import Conversation
 from discovery_deploy.agent.machine import MachineError
 
 OLDER = "processor\t: 0\nflags\t\t: fpu xsave avx512f amx\n"
@@ -62,20 +62,17 @@ def test_it_is_compiled_once_and_anew_when_its_source_changes(tmp_path: Path, mo
     first = uml_kernel.shim(tmp_path)
     made = first.stat().st_mtime_ns
     assert (uml_kernel.shim(tmp_path), first.stat().st_mtime_ns) == (first, made)
-    changed = tmp_path / "uml_xstate.c"
-    changed.write_text(uml_kernel.SHIM_SOURCE.read_text() + "\n")
-    monkeypatch.setattr(uml_kernel, "SHIM_SOURCE", changed)
+    changed = uml_kernel.shim_source() + b"\n"
+    monkeypatch.setattr(uml_kernel, "shim_source", lambda: changed)
     assert uml_kernel.shim(tmp_path) != first
 
 
 @with_tcc
 def test_a_source_that_does_not_compile_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = tmp_path / "uml_xstate.c"
-    broken.write_text("int f( {\n")
-    monkeypatch.setattr(uml_kernel, "SHIM_SOURCE", broken)
+    monkeypatch.setattr(uml_kernel, "shim_source", lambda: b"int f( {\n")
     with pytest.raises(MachineError, match=r"tcc(?s:.*)uml_xstate\.c:1"):
         uml_kernel.shim(tmp_path)
-    assert list(tmp_path.iterdir()) == [broken]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_compiler_is_asked_for_where_it_is_needed(
@@ -98,7 +95,7 @@ def test_a_machine_lacks_user_mode_linux_only_where_its_kernel_has_no_netem(
     monkeypatch.setattr(machine, "missing_commands", lambda wanted: wanted if "tcc" in wanted else {})
     monkeypatch.setattr(wan_router, "kernel_has_netem", lambda: netem)
     monkeypatch.setenv(uml_kernel.SHIM_VARIABLE, "1")
-    seen = nested_machine.look({"directory": "/nowhere"}, print, io.BytesIO())
+    seen = machine_verbs.look({"directory": "/nowhere"}, Conversation())
     lacking = {} if netem else {"linux.uml": "user-mode-linux", "modprobe": "kmod", "tcc": "tcc"}
     assert (seen["missing"], seen["netem"]) == (lacking, netem)
 

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from discovery_deploy.agent import nested_machine
+from discovery_deploy.agent import machine_verbs
+from discovery_deploy.agent.conversation import Conversation
 from discovery_deploy.agent.machine import MachineError
 from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.model import Experiment
-from discovery_deploy.hosts import machine_calls, nested
-from discovery_deploy.hosts.machine_calls import Caller, packed_tree, tree_name
+from discovery_deploy.hosts import nested
+from discovery_deploy.hosts.base_image import packed_tree, tree_name
 from discovery_deploy.hosts.nested import Nested
+from discovery_deploy.system.agents import Agents
 from discovery_deploy.system.errors import TestbedError
 from discovery_deploy.system.progress import Progress
-from discovery_deploy.system.remote import Remote
 from discovery_deploy.testbeds.base import Lack
 from tests.unit.hosts.test_nesting import experiment
 
@@ -93,7 +91,7 @@ class FakeInner:
 
 
 class FakeMachines:
-    """What machines answer, in place of `machine_calls.Caller.call`."""
+    """What machines answer, in place of `agents.Agents`."""
 
     def __init__(self, log: list[str]) -> None:
         self.log = log
@@ -104,11 +102,11 @@ class FakeMachines:
         self.silent: dict[str, list[str]] = {}
         self.requests: dict[tuple[str, str], Mapping[str, Any]] = {}
 
-    def bring_code(self, name: str) -> None:
+    def bring(self, name: str) -> None:
         if name in self.away:
             raise TestbedError(f"{name}: not reachable by ssh: no route", "")
 
-    def call(self, name: str, verb: str, request: Mapping[str, Any], *_: Any, **__: Any) -> Any:
+    def ask(self, name: str, verb: str, request: Mapping[str, Any], *_: Any, **__: Any) -> Any:
         if name in self.away:
             raise TestbedError(f"{name}: not reachable by ssh: no route", "")
         self.requests[name, verb] = request
@@ -149,8 +147,8 @@ class Bed:
 @pytest.fixture
 def bed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bed:
     bed = Bed(tmp_path)
-    monkeypatch.setattr(Caller, "bring_code", lambda self, name: bed.machines.bring_code(name))
-    monkeypatch.setattr(Caller, "call", lambda self, *words, **more: bed.machines.call(*words, **more))
+    monkeypatch.setattr(Agents, "bring", lambda self, name: bed.machines.bring(name))
+    monkeypatch.setattr(Agents, "ask", lambda self, *words, **more: bed.machines.ask(*words, **more))
     monkeypatch.setattr("discovery_deploy.system.remote.CONTROL_SOCKETS", tmp_path / "run")
     return bed
 
@@ -209,13 +207,13 @@ class TestReserve:
             {"missing": {"tc": "iproute2"}, "netem": True},
             {"missing": {"linux.uml": "user-mode-linux", "tcc": "tcc"}, "netem": False},
         ]
-        answer = bed.machines.call
+        answer = bed.machines.ask
 
         def call(name: str, verb: str, *words: Any, **more: Any) -> Any:
             found = answer(name, verb, *words, **more)
             return {**found, **looks.pop(0)} if verb == "look" else found
 
-        bed.machines.call = call  # type: ignore[method-assign]
+        bed.machines.ask = call  # type: ignore[method-assign]
         bed.reserve(experiment({**VAGRANT, "packages": "network"}, 1))
         assert looks == []
         assert bed.log[:3] == ["reserve machine-1", "machine-1 install", "machine-1 install"]
@@ -326,7 +324,7 @@ class TestRelease:
         assert bed.log == ["big-2 down", "release nested"]
 
     def test_a_reservation_that_was_cut_off_is_released(self, bed: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(bed.machines, "bring_code", _interrupt)
+        monkeypatch.setattr(bed.machines, "bring", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             bed.reserve(experiment(VAGRANT, 1))
         assert bed.provider().experiments() == ["nested"]
@@ -339,64 +337,10 @@ def _interrupt(name: str) -> None:
     raise KeyboardInterrupt
 
 
-class Here(Remote):
-    """Runs on this machine what should run on another."""
-
-    def arguments(self, host: str, command: Sequence[str]) -> list[str]:
-        return list(command)
-
-
-class TestCalls:
-    @pytest.fixture
-    def caller(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Caller:
-        monkeypatch.setattr(nested_machine, "HOME", tmp_path / "home")
-        return Caller(Here(tmp_path / "none"))
-
-    def test_the_code_that_is_brought_is_enough_and_answers(self, caller: Caller) -> None:
-        for _ in range(2):
-            caller.bring_code("here")
-        assert [entry.name for entry in caller.code.parent.iterdir()] == [caller.code.name]
-        seen = caller.call("here", "look", {"directory": "/nowhere"})
-        assert set(seen) == {"slots", "missing", "images", "netem", "processor"}
-        assert seen["processor"] == os.uname().machine
-
-    def test_what_a_machine_refuses_is_an_error_with_its_name(self, caller: Caller) -> None:
-        caller.bring_code("here")
-        request = {"plan": {"directory": "/nowhere", "slot": 77}}
-        with pytest.raises(TestbedError, match=r"here: .*the WAN router is not up"):
-            caller.call("here", "shape", {**request, "program": ""})
-
-    def test_a_program_that_ends_without_an_answer_is_an_error(self, caller: Caller) -> None:
-        caller.bring_code("here")
-        with pytest.raises(TestbedError, match="here: `nonsense` ended with status 2: usage"):
-            caller.call("here", "nonsense", {})
-
-    def test_it_ends_in_time(self, caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(Here, "arguments", lambda self, host, command: ["sleep", "60"])
-        with pytest.raises(TestbedError, match=r"here: `look` gave no answer within 0\.2 s"):
-            caller.call("here", "look", {}, limit_s=0.2)
-
-    def test_what_is_under_way_ends_with_the_driver(self, caller: Caller) -> None:
-        program = (
-            "import discovery_deploy.agent.nested_machine as m, time; m.VERBS['look'] = lambda *_: time.sleep(60); "
-        )
-        command = [sys.executable, "-c", f"{program}m.main(['look'])"]
-        caller.bring_code("here")
-        with subprocess.Popen(
-            command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, env={"PYTHONPATH": str(caller.code)}
-        ) as process:
-            assert process.stdin is not None
-            process.stdin.write(b"{}\n")
-            process.stdin.close()
-            process.stdin = None
-            _, said = process.communicate(timeout=20)
-        assert b"KeyboardInterrupt" in said
-
-
 class TestImage:
     @pytest.fixture
     def tree(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        monkeypatch.setattr(nested_machine, "IMAGES", tmp_path / "images")
+        monkeypatch.setattr(machine_verbs, "IMAGES", tmp_path / "images")
         tree = tmp_path / "tree"
         (tree / "etc").mkdir(parents=True)
         (tree / "etc/one").write_text("one")
@@ -406,17 +350,17 @@ class TestImage:
 
     def received(self, archive: Path, sha256: str) -> Any:
         with archive.open("rb") as rest:
-            return nested_machine.image({"name": "x-1", "sha256": sha256}, print, rest)
+            return machine_verbs.image({"name": "x-1", "sha256": sha256}, Conversation(rest.fileno()))
 
     def test_it_arrives_as_it_is_and_once(self, tree: Path) -> None:
         with packed_tree(tree) as (archive, sha256):
             assert self.received(archive, sha256) is True
             assert self.received(archive, sha256) is False
         assert not archive.exists()
-        there = nested_machine.IMAGES / "x-1"
+        there = machine_verbs.IMAGES / "x-1"
         assert (there / "etc/one").stat().st_mode & 0o7777 == 0o4750
         assert (there / "link").readlink() == Path("etc/one")
-        assert [entry.name for entry in nested_machine.IMAGES.iterdir()] == ["x-1"]
+        assert [entry.name for entry in machine_verbs.IMAGES.iterdir()] == ["x-1"]
 
     @pytest.mark.parametrize("change", [lambda text: text[:-40], lambda text: text + b"more", lambda _: b"none"])
     def test_what_does_not_arrive_whole_is_not_there(self, tree: Path, change: Callable[[bytes], bytes]) -> None:
@@ -424,7 +368,7 @@ class TestImage:
             archive.write_bytes(change(archive.read_bytes()))
             with pytest.raises(MachineError, match=r"cannot be unpacked|did not arrive whole"):
                 self.received(archive, sha256)
-        assert list(nested_machine.IMAGES.iterdir()) == []
+        assert list(machine_verbs.IMAGES.iterdir()) == []
 
     def test_another_bake_has_another_name(self, tree: Path) -> None:
         name = tree_name(tree)
@@ -432,19 +376,3 @@ class TestImage:
         (tree / "etc/one").write_text("two!")
         assert tree_name(tree) != name
         assert name.startswith("tree-")
-
-
-def test_all_that_runs_on_machines_is_brought() -> None:
-    files = machine_calls.code_files()
-    assert set(files) == {
-        "discovery_deploy/__init__.py",
-        "discovery_deploy/agent/__init__.py",
-        *(
-            f"discovery_deploy/agent/{name}.py"
-            for name in ("cgroups", "containers", "machine", "machine_plans", "names")
-        ),
-        *(f"discovery_deploy/agent/{name}.py" for name in ("nested_machine", "nspawn", "plan", "site_networks")),
-        *(f"discovery_deploy/agent/{name}.py" for name in ("tc_device", "wan_router", "wan_tunnels", "wan_uml")),
-        "discovery_deploy/agent/uml_kernel.py",
-        "discovery_deploy/agent/uml_xstate.c",
-    }

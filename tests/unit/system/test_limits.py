@@ -12,7 +12,7 @@ import pytest
 from discovery_deploy.agent import tc_device, wan_router
 from discovery_deploy.agent.machine import MachineError
 from discovery_deploy.driver import provenance
-from discovery_deploy.hosts import machine_calls
+from discovery_deploy.hosts import base_image
 from discovery_deploy.software import box, image
 from discovery_deploy.system import errors, workspace
 
@@ -35,7 +35,7 @@ def hanging(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
 
 
 def packed(folder: Path) -> None:
-    with machine_calls.packed_tree(folder):
+    with base_image.packed_tree(folder):
         pass
 
 
@@ -48,7 +48,7 @@ CASES: dict[str, tuple[Any, str, Callable[[Path], object], type[Exception]]] = {
     "git": (provenance, "GIT_LIMIT_S", lambda at: provenance.tool_commit(), errors.TestbedError),
     "ip": (wan_router, "CALL_LIMIT_S", lambda at: wan_router._ip(["link"]), MachineError),
     "tc": (tc_device, "LIMIT_S", lambda at: tc_device._tc([], "qdisc show"), tc_device.DeviceError),
-    "tar": (machine_calls, "PACK_LIMIT_S", packed, errors.TestbedError),
+    "tar": (base_image, "PACK_LIMIT_S", packed, errors.TestbedError),
 }  # fmt: skip
 """Program -> module and name of the limit, what runs it, and the error."""
 

@@ -146,9 +146,7 @@ def complete(plan: Plan) -> tuple[Observed, list[Inside]]:
     )
     insides = [
         Inside(
-            addresses=frozenset(
-                {("lo", "127.0.0.1"), ("eth0", host.site_address), ("mgmt0", host.management_address)}
-            ),
+            addresses=frozenset({("lo", "127.0.0.1"), ("eth0", host.site_address), ("mgmt0", host.management_address)}),
             devices=frozenset({"lo", "eth0", "mgmt0"}),
             gateway=plan.sites[0].gateway,
         )

@@ -1,26 +1,14 @@
-"""What a machine does that holds hosts as containers: the other end of `machine_calls`. Standard library only.
-
-    python3 -m discovery_deploy.agent.nested_machine VERB
-
-The first line of standard input is the request, a JSON object. Lines of JSON come back: {"progress": text}, and in the
-end {"result": ...} or {"error": {"what", "advice"}}. The driver keeps standard input open until then: when it ends
-before, the driver is gone, and what is under way ends too.
-"""
+"""What a machine does that holds hosts as containers: verbs of the agent. Standard library only."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
-import signal
 import subprocess
-import sys
-import threading
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from discovery_deploy.agent import (
     containers,
@@ -32,23 +20,22 @@ from discovery_deploy.agent import (
     uml_kernel,
     wan_router,
 )
+from discovery_deploy.agent.conversation import Conversation
 from discovery_deploy.agent.machine import MachineError
 from discovery_deploy.agent.plan import read as read_plan
 
-Tell = Callable[[str], None]
 Request = dict[str, Any]
 
 HOME = Path("/var/lib/discovery-deploy-machine")
-"""Everything of nested experiments on this machine: this program (`code-<hash>`) and the two below."""
+"""Everything of nested experiments on this machine: the agent (`agent-<hash>`) and the two below."""
 IMAGES, EXPERIMENTS = HOME / "images", HOME / "experiments"
 """Unpacked base images, and what experiments have here."""
-BLOCK_BYTES = 1 << 20
 INSTALL_LIMIT_S = 900.0
 IMAGE_LIMIT_S = 1200.0
 _NEEDED = {"tar": "tar", "gzip": "gzip", "tc": "iproute2"}
 
 
-def look(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
+def look(request: Request, talk: Conversation) -> Any:
     """What there is: slots that are free or ours already, missing commands and their Debian packages, base images.
 
     And whether the kernel has netem; taken for granted while commands are missing to try it with. Without it commands
@@ -67,7 +54,7 @@ def look(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
     }
 
 
-def install(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
+def install(request: Request, talk: Conversation) -> Any:
     """Install Debian packages from the machine's own sources."""
     options = ["--yes", "--quiet=2", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=120"]
     for command in (["apt-get", "--quiet=2", "update"], ["apt-get", "install", *options, *request["packages"]]):
@@ -80,7 +67,7 @@ def install(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
     return None
 
 
-def image(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
+def image(request: Request, talk: Conversation) -> Any:
     """Unpack a base image that follows the request as a compressed archive; it appears whole or not at all."""
     target = IMAGES / str(request["name"])
     partial = IMAGES / f".{target.name}.partial"
@@ -92,7 +79,7 @@ def image(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
             shutil.rmtree(partial)
         partial.mkdir()
         try:
-            _unpack(rest, partial, str(request["sha256"]))
+            _unpack(talk, partial, str(request["sha256"]))
             partial.rename(target)
         finally:
             if partial.exists():
@@ -100,7 +87,7 @@ def image(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
     return True
 
 
-def _unpack(archive: IO[bytes], target: Path, sha256: str) -> None:
+def _unpack(talk: Conversation, target: Path, sha256: str) -> None:
     command = ["tar", "--extract", "--gzip", "--numeric-owner", "--preserve-permissions", "--xattrs"]
     command += ["--xattrs-include=*", f"--directory={target}"]
     seen = hashlib.sha256()
@@ -108,7 +95,7 @@ def _unpack(archive: IO[bytes], target: Path, sha256: str) -> None:
         assert process.stdin is not None
         assert process.stderr is not None
         with suppress(BrokenPipeError):  # it says below why it has ended
-            while block := archive.read(BLOCK_BYTES):
+            for block in talk.blocks():
                 seen.update(block)
                 process.stdin.write(block)
             process.stdin.close()
@@ -119,7 +106,7 @@ def _unpack(archive: IO[bytes], target: Path, sha256: str) -> None:
         raise MachineError("the base image did not arrive whole", "try again")
 
 
-def up(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
+def up(request: Request, talk: Conversation) -> Any:
     """Make or mend what a plan says: host -> facts since its files were made."""
     plan = read_plan(request["plan"])
     directory = plan.directory
@@ -127,17 +114,17 @@ def up(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
     if old is not None and old.same_hosts(plan) and machine.claim(plan.slot, directory):
         pass
     elif old is not None or machine.slots_of(directory):
-        tell("the hosts that are there are of another plan: they are made anew")
+        talk.progress("the hosts that are there are of another plan: they are made anew")
         machine_plans.clear(directory)
     machine_plans.write_plan(directory, plan)
     for bind in plan.binds:
         bind.source.mkdir(parents=True, exist_ok=True)
         bind.source.chmod(0o755)  # hosts' own users see it
-    containers.up(plan, tell)
+    containers.up(plan, talk.progress)
     return {host.name: nspawn.born(plan, host) for host in plan.hosts if host.system}
 
 
-def down(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
+def down(request: Request, talk: Conversation) -> Any:
     """Remove an experiment; and what is kept for experiments, when it was the last one here."""
     directory = Path(request["directory"])
     if directory.parent != EXPERIMENTS or not names.is_name(directory.name):
@@ -151,29 +138,29 @@ def down(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
     return None
 
 
-def status(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
+def status(request: Request, talk: Conversation) -> Any:
     """Hosts that do not run, and whether the WAN router does."""
     plan = read_plan(request["plan"])
     dead = [name for name, state in containers.status(plan).items() if state["state"] != "running"]
     return {"dead": dead, "router": wan_router.alive(plan)}
 
 
-def shape(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
+def shape(request: Request, talk: Conversation) -> Any:
     """Run a tc program in the WAN router."""
     return wan_router.apply(read_plan(request["plan"]), request["program"])
 
 
-def read(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
+def read(request: Request, talk: Conversation) -> Any:
     """What tc shows in the WAN router."""
     return wan_router.read(read_plan(request["plan"]))
 
 
-def facts(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
+def facts(request: Request, talk: Conversation) -> Any:
     """What shapes the WAN."""
     return wan_router.facts(read_plan(request["plan"]))
 
 
-def reach(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
+def reach(request: Request, talk: Conversation) -> Any:
     """Names of other machines whose WAN router does not answer through the tunnel."""
     plan = read_plan(request["plan"])
     silent = []
@@ -183,44 +170,3 @@ def reach(request: Request, tell: Tell, rest: IO[bytes]) -> Any:
         except MachineError:
             silent.append(peer.machine)
     return silent
-
-
-VERBS: dict[str, Callable[[Request, Tell, IO[bytes]], Any]] = {
-    act.__name__: act for act in (look, install, image, up, down, status, shape, read, facts, reach)
-}
-
-
-def _end_with(stream: IO[bytes]) -> None:
-    """Interrupt this process when a stream ends."""
-    while stream.read(1):
-        pass
-    os.kill(os.getpid(), signal.SIGINT)
-
-
-def main(arguments: list[str]) -> int:
-    """One verb; the exit status is 0 when there is an answer, also when it is an error."""
-    if len(arguments) != 1 or arguments[0] not in VERBS:
-        print(f"usage: python3 -m discovery_deploy.agent.nested_machine {'|'.join(VERBS)}", file=sys.stderr)
-        return 2
-    stream = sys.stdin.buffer
-    request = json.loads(stream.readline())
-
-    def answer(kind: str, value: Any) -> None:
-        print(json.dumps({kind: value}), flush=True)
-
-    os.umask(0o022)  # the login's may be another
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may have had it ignored
-    if arguments[0] != "image":
-        threading.Thread(target=_end_with, args=(stream,), daemon=True).start()
-    try:
-        answer("result", VERBS[arguments[0]](request, lambda line: answer("progress", line), stream))
-    except MachineError as error:
-        answer("error", {"what": error.what, "advice": error.advice})
-    except OSError as error:
-        place = error.filename or ""
-        answer("error", {"what": f"{place}: {error.strerror}", "advice": f"look at {place}" if place else ""})
-    os._exit(0)  # a thread may still wait for standard input
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
