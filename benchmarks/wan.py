@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from discovery_deploy.agent import site_networks, wan_router
 from discovery_deploy.experiment.model import Network
 from discovery_deploy.wan import measure
-from discovery_deploy.wan.wan import path_shapes, tc_changes
+from discovery_deploy.wan.shapes import path_shapes
+from discovery_deploy.wan.tc import tc_changes
 from tests.integration.wan_bed import SLOT, Wan, plan_of
 
 SIZES = (3, 16, 64)

@@ -14,14 +14,13 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy.testbeds.local import plan_of
 from discovery_deploy.agent import containers
 from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.software import enoslib_environment, stack
 from discovery_deploy.testbeds.base import ProviderInterface
 from discovery_deploy.testbeds.g5k import G5kProvider
-from discovery_deploy.testbeds.local import LocalProvider
+from discovery_deploy.testbeds.local import LocalProvider, plan_of
 from discovery_deploy.testbeds.static import StaticProvider
 from discovery_deploy.testbeds.vagrant import VagrantProvider
 from tests.integration.g5k_bed import fake_grid5000

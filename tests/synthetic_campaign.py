@@ -16,7 +16,8 @@ from discovery_deploy.bench import rally
 from discovery_deploy.bench.records import HostFacts, Placement, Provenance, RunRecord, SettingRecord
 from discovery_deploy.experiment.model import Experiment, Scenario
 from discovery_deploy.experiment.units import format_duration
-from discovery_deploy.wan.wan import PairMeasurement, PairVerdict, PathShape, WanReport
+from discovery_deploy.wan.shapes import PathShape
+from discovery_deploy.wan.verdict import PairMeasurement, PairVerdict, WanReport
 
 SITES = ("paris", "nantes", "lyon")
 BASE_RTT_S = 0.0003

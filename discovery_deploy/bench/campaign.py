@@ -14,7 +14,7 @@ from discovery_deploy.cloud.topology import layout
 from discovery_deploy.experiment.fields import as_data, format_path, parse_path, substitute
 from discovery_deploy.experiment.model import Experiment, Scenario
 from discovery_deploy.system.strict import Strict
-from discovery_deploy.wan.wan import PathShape
+from discovery_deploy.wan.shapes import PathShape
 
 _LONGEST_LABEL = 40
 _COST = (

@@ -9,7 +9,7 @@ from pydantic import model_validator
 from discovery_deploy.experiment.model import Scenario
 from discovery_deploy.software.records import HostCode, HostSoftware, ImageRecord, ProjectRecord
 from discovery_deploy.system.strict import HostName, Name, RunId, Strict
-from discovery_deploy.wan.wan import WanReport
+from discovery_deploy.wan.verdict import WanReport
 
 
 class SettingRecord(Strict):

@@ -13,7 +13,7 @@ from discovery_deploy.cloud.topology import layout
 from discovery_deploy.experiment.model import Experiment, MariadbBackend
 from discovery_deploy.experiment.services import KEYSTONE
 from discovery_deploy.system.strict import Strict
-from discovery_deploy.wan.wan import PathShape
+from discovery_deploy.wan.shapes import PathShape
 
 if TYPE_CHECKING:
     from discovery_deploy.experiment.lease import Lease

@@ -29,7 +29,8 @@ from discovery_deploy.system.remote import Remote
 from discovery_deploy.system.site_proxy import routed, socks_proxy
 from discovery_deploy.system.strict import experiment_name
 from discovery_deploy.system.workspace import Reading, Workspace, is_workspace, results_directory, same_folder
-from discovery_deploy.wan import clocks, wan, wan_verdict
+from discovery_deploy.wan import clocks
+from discovery_deploy.wan.verdict import WanReport, not_measured_text
 
 
 def setting_named(driver: Driver, label: str | None) -> Setting:
@@ -80,7 +81,7 @@ def _milliseconds(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds * 1e3:.2f}"
 
 
-def wan_table(report: wan.WanReport, verify: Verify) -> str:
+def wan_table(report: WanReport, verify: Verify) -> str:
     """Asked against measured, one ordered pair a line, tab separated with a header; then remarks after "#"."""
     lines = [
         "from\tto\tasked RTT ms\tmedian RTT ms\tp99 ms\tasked one way ms\tone way ms\tjitter ms\tloss %\trate Mbit/s\t"
@@ -97,7 +98,7 @@ def wan_table(report: wan.WanReport, verify: Verify) -> str:
             f"{', '.join(pair.not_measured) or '-'}\t{'; '.join(pair.problems) or '-'}"
         )
     if report.not_measured:
-        lines.append(f"# {wan_verdict.not_measured_text(report)}")
+        lines.append(f"# {not_measured_text(report)}")
     far = clocks.beyond(report.clocks, verify.clock_tolerance) + clocks.unsure(report.clocks, verify.clock_tolerance)
     lines += [f"# {line}" for line in far]
     if report.clocks and not far:
@@ -107,10 +108,10 @@ def wan_table(report: wan.WanReport, verify: Verify) -> str:
     return "\n".join(lines) + "\n"
 
 
-def raise_on_problems(report: wan.WanReport) -> None:
+def raise_on_problems(report: WanReport) -> None:
     """Raises MeasurementError when the WAN is not the one asked for."""
     if report.problems:
-        unseen = [wan_verdict.not_measured_text(report)] if report.not_measured else []
+        unseen = [not_measured_text(report)] if report.not_measured else []
         raise MeasurementError(
             "the WAN is not the one asked for:\n  " + "\n  ".join([*report.problems, *unseen]),
             "Is the machine busy? Verify again; else see docs/measuring.md on tolerances.",

@@ -32,7 +32,7 @@ from discovery_deploy.software.records import ProjectRecord, Software
 from discovery_deploy.system.errors import MeasurementError
 from discovery_deploy.system.files import now
 from discovery_deploy.system.workspace import Reading
-from discovery_deploy.wan import wan
+from discovery_deploy.wan.verdict import WanReport
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -167,7 +167,7 @@ class Driver:
         self.testbed.prove(setting.experiment)
         return RequestCount(self.testbed, setting, self.tasks).run()
 
-    def _smoke_once(self, setting: Setting) -> wan.WanReport | None:
+    def _smoke_once(self, setting: Setting) -> WanReport | None:
         """Smoke, when the campaign asks for it and the deployment has not passed. Returns the verification after it.
 
         Raises MeasurementError when the deployment does not work: nothing is measured on it.
@@ -190,7 +190,7 @@ class Driver:
         def in_order(combinations: Any) -> list[Any]:
             return sorted(combinations, key=lambda combination: order[combination[0]])
 
-        last: wan.WanReport | None = None
+        last: WanReport | None = None
         at: str | None = None
         hosts: str | None = None
         began, done = time.monotonic(), 0
@@ -228,7 +228,7 @@ class Driver:
     def _hosts_hash(self, setting: Setting) -> str:
         return self.testbed.wanted(setting.experiment)["reserve"]
 
-    def _run(self, run: PlannedRun, before: wan.WanReport, place: str) -> wan.WanReport:
+    def _run(self, run: PlannedRun, before: WanReport, place: str) -> WanReport:
         """One run, recorded whatever comes of it. Returns the verification after it."""
         setting, testbed = run.setting, self.testbed
         experiment = setting.experiment

@@ -15,7 +15,7 @@ from discovery_deploy.driver.testbed import Testbed
 from discovery_deploy.system.errors import DiscoveryError, MeasurementError
 from discovery_deploy.system.files import now
 from discovery_deploy.system.remote import side_by_side
-from discovery_deploy.wan.wan import WanReport
+from discovery_deploy.wan.verdict import WanReport
 
 SSH_MARGIN_S = 30.0
 """Beyond its own limit, what a call may take before it counts as lost."""

@@ -33,15 +33,14 @@ from discovery_deploy.software import builds, image, proof, shipping, stack
 from discovery_deploy.software.inputs import Inputs
 from discovery_deploy.software.patches import sources
 from discovery_deploy.software.records import HostCode, Software
+from discovery_deploy.system.agents import HOSTS_HOME, Agents
 from discovery_deploy.system.errors import StateError, TestbedError
 from discovery_deploy.system.files import now, write_file
 from discovery_deploy.system.progress import Announcer
-from discovery_deploy.system.agents import HOSTS_HOME, Agents
 from discovery_deploy.system.remote import Remote, side_by_side, write_ssh_config
 from discovery_deploy.system.workspace import Workspace, is_workspace, same_folder
 from discovery_deploy.testbeds.base import ProviderInterface
-from discovery_deploy.wan.wan import WanReport
-from discovery_deploy.wan.wan_verdict import summary
+from discovery_deploy.wan.verdict import WanReport, summary
 
 SOFTWARE = "software.json"
 """What hosts were sent."""

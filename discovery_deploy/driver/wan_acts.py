@@ -8,10 +8,13 @@ from discovery_deploy.hosts import shaping
 from discovery_deploy.hosts.shaping import RouterShaper, Shaper, Shapes
 from discovery_deploy.system.remote import Remote
 from discovery_deploy.system.workspace import Workspace
+from discovery_deploy.testbeds import local
 from discovery_deploy.testbeds.base import ProviderInterface
-from discovery_deploy.wan import clocks, egress, egress_hosts, measure, wan
+from discovery_deploy.wan import clocks, egress, egress_hosts, measure
 from discovery_deploy.wan.egress import BaseRtts
 from discovery_deploy.wan.egress_hosts import HostsShaper
+from discovery_deploy.wan.shapes import AppliedPath, AppliedShapes, PathShape, path_shapes
+from discovery_deploy.wan.verdict import UML_FORWARDS_BPS, WanReport
 
 SHAPES = "shapes.json"
 BASE = "base_rtts.json"
@@ -20,7 +23,7 @@ BASE = "base_rtts.json"
 
 def asked(experiment: Experiment) -> Shapes:
     """The WAN that an experiment asks for."""
-    return wan.path_shapes(experiment.network, experiment.site_names)
+    return path_shapes(experiment.network, experiment.site_names)
 
 
 class Wan:
@@ -48,13 +51,13 @@ class Wan:
         (self.workspace.path / SHAPES).unlink(missing_ok=True)
         shaping.bring(self.shaper, old, shapes)
         paths = [
-            wan.AppliedPath(source=pair[0], destination=pair[1], shape=shape) for pair, shape in sorted(shapes.items())
+            AppliedPath(source=pair[0], destination=pair[1], shape=shape) for pair, shape in sorted(shapes.items())
         ]
-        self.workspace.save(SHAPES, wan.AppliedShapes(paths=tuple(paths)))
+        self.workspace.save(SHAPES, AppliedShapes(paths=tuple(paths)))
 
     def _applied(self) -> Shapes:
         """What was put on the WAN; nothing when that is not known."""
-        known = self.workspace.load(SHAPES, wan.AppliedShapes)
+        known = self.workspace.load(SHAPES, AppliedShapes)
         return {(path.source, path.destination): path.shape for path in known.paths} if known else {}
 
     def lost(self) -> tuple[str, ...]:
@@ -68,7 +71,7 @@ class Wan:
 
     def flatten(self, experiment: Experiment) -> None:
         """Take away every constraint between sites."""
-        self.bring({pair: wan.PathShape() for pair in asked(experiment)})
+        self.bring({pair: PathShape() for pair in asked(experiment)})
 
     def to_apply(self, experiment: Experiment) -> Shapes:
         """The shapes to put, so that what is asked is what there is: less by the testbed's own RTT, where asked for.
@@ -98,7 +101,7 @@ class Wan:
         known = base is not None and base.identities == self.lease.identities and set(base.by_pair()) == set(shapes)
         return base if known else None
 
-    def correct(self, experiment: Experiment, report: wan.WanReport) -> bool:
+    def correct(self, experiment: Experiment, report: WanReport) -> bool:
         """Take other times off when shapes are put next, by what was measured now. False when there is no need.
 
         What the testbed takes itself may have been measured while hosts were busy with their deployment, shaped paths
@@ -137,7 +140,7 @@ class Wan:
     def _here(self) -> bool:
         return self.lease.provider == "local" and self.lease.shaped == "router"
 
-    def measured(self, experiment: Experiment) -> wan.WanReport:
+    def measured(self, experiment: Experiment) -> WanReport:
         """Asked against measured, for every ordered pair; what is out of tolerance is measured once more.
 
         Clocks are compared with this machine's where hosts have others: they are a problem for a common start.
@@ -149,7 +152,7 @@ class Wan:
             asked(experiment),
             experiment.network.verify,
             readback=lambda: self.shaper.problems(applied),
-            forwards_bps=wan.UML_FORWARDS_BPS if self.lease.router == "uml" else None,
+            forwards_bps=UML_FORWARDS_BPS if self.lease.router == "uml" else None,
         )
         if self._here:
             return report

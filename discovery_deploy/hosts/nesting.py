@@ -183,8 +183,7 @@ def environments_of_machines(
 ) -> dict[str, tuple[str, ...]]:
     """Machine -> names of the environments that its hosts need, from host -> names."""
     return {
-        name: tuple(sorted({one for host in plan.hosts for one in wanted[host.name]}))
-        for name, plan in plans.items()
+        name: tuple(sorted({one for host in plan.hosts for one in wanted[host.name]})) for name, plan in plans.items()
     }
 
 

@@ -7,9 +7,10 @@ from typing import Protocol
 
 from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.testbeds.base import ProviderInterface
-from discovery_deploy.wan import wan, wan_readback
+from discovery_deploy.wan.shapes import PathShape
+from discovery_deploy.wan.tc import readback_problems, tc_changes, tc_program
 
-Shapes = Mapping[tuple[str, str], wan.PathShape]
+Shapes = Mapping[tuple[str, str], PathShape]
 """(source site, destination site) -> shape."""
 
 
@@ -39,11 +40,11 @@ class RouterShaper:
     def put(self, shapes: Shapes) -> None:
         """See `Shaper`."""
         lease = self.lease
-        self.provider.shape(lease, wan.tc_program(shapes, lease.site_devices, lease.site_subnets))
+        self.provider.shape(lease, tc_program(shapes, lease.site_devices, lease.site_subnets))
 
     def change(self, old: Shapes, new: Shapes) -> None:
         """See `Shaper`."""
-        program = wan.tc_changes(old, new, self.lease.site_devices)
+        program = tc_changes(old, new, self.lease.site_devices)
         if program:
             self.provider.shape(self.lease, program)
 
@@ -51,7 +52,7 @@ class RouterShaper:
         """See `Shaper`."""
         lease = self.lease
         shown = self.provider.read_shape(lease)
-        return tuple(wan_readback.readback_problems(shapes, shown, lease.site_devices, lease.site_subnets))
+        return tuple(readback_problems(shapes, shown, lease.site_devices, lease.site_subnets))
 
     def facts(self) -> str:
         """See `Shaper`."""
@@ -63,7 +64,7 @@ def router_program(shapes: Shapes, sites: tuple[str, ...], lease: Lease | None) 
     reserved = lease if lease and set(lease.site_devices) == set(sites) else None
     devices = reserved.site_devices if reserved else {name: f"<towards {name}>" for name in sites}
     subnets = reserved.site_subnets if reserved else {name: f"<network of {name}>" for name in sites}
-    return wan.tc_program(shapes, devices, subnets)
+    return tc_program(shapes, devices, subnets)
 
 
 def bring(shaper: Shaper, known: Shapes, shapes: Shapes) -> None:

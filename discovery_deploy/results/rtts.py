@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from discovery_deploy.bench.records import Placement, RunRecord
-from discovery_deploy.wan.wan import WanReport
+from discovery_deploy.wan.verdict import WanReport
 
 Against = Literal["database", "commit", "sites"]
 """Between the client's site and its database; the one that a Galera commit waits for; the largest between sites."""

@@ -153,9 +153,7 @@ class _Users:
         self.mounted = _mount_tables()
         self.boxes = vagrant.boxes_in_use(local.state_directory() / vagrant.FOLDER)
         known = list(plans)
-        self.hosts = [
-            (plan.experiment, plan.base, _noted(plan)) for plan in known if plan.base != NO_PATH
-        ]
+        self.hosts = [(plan.experiment, plan.base, _noted(plan)) for plan in known if plan.base != NO_PATH]
         self.hidden = tuple(f"perhaps hosts of {plan.experiment}" for plan in known if plan.base == NO_PATH)
         """Of experiments of other users: what they use cannot be seen."""
 

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from discovery_deploy.system import interruption
 from discovery_deploy.system.errors import MeasurementError
-from discovery_deploy.wan.wan import ClockOffset, milliseconds
+from discovery_deploy.wan.verdict import ClockOffset, milliseconds
 
 AT_ONCE = 4
 """Hosts asked at the same time: more would make each answer later, and the bound wider."""

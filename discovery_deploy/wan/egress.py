@@ -16,22 +16,20 @@ from typing import Protocol
 from discovery_deploy.experiment.model import Verify
 from discovery_deploy.system.errors import MeasurementError, TestbedError
 from discovery_deploy.system.strict import Strict
-from discovery_deploy.wan.wan import (
+from discovery_deploy.wan.shapes import Pair, PathShape, asked_rtt_s, single_packets
+from discovery_deploy.wan.tc import (
     SEGMENTATION_ON,
-    Pair,
-    PathShape,
-    WanReport,
-    asked_rtt_s,
+    ExpectedDevice,
+    ExpectedPath,
     change_lines,
     class_minor,
+    device_problems,
     filter_line,
-    milliseconds,
     path_lines,
     root_lines,
     segmentation,
-    single_packets,
 )
-from discovery_deploy.wan.wan_readback import ExpectedDevice, ExpectedPath, device_problems
+from discovery_deploy.wan.verdict import WanReport, milliseconds
 
 Shapes = Mapping[Pair, PathShape]
 
@@ -118,7 +116,7 @@ def programs(shapes: Shapes, hosts: Sequence[EgressHost]) -> dict[str, str]:
     Packets that wait in a queue are lost when it is run, and for a moment nothing is shaped.
 
     Args:
-        shapes: as from `wan.path_shapes`.
+        shapes: as from `shapes.path_shapes`.
         hosts: all hosts of all sites.
     Returns:
         Host -> program. One that shapes nothing only takes away what an earlier one put there.
@@ -179,8 +177,8 @@ def readback_problems(shapes: Shapes, shown: Mapping[str, str], hosts: Sequence[
     """Differences between the shapes that were asked and what hosts show, within tc's own rounding.
 
     Args:
-        shapes: that were put there, as from `wan.path_shapes` or `compensate`.
-        shown: host -> JSON of what `wan_readback.device_problems` takes.
+        shapes: that were put there, as from `shapes.path_shapes` or `compensate`.
+        shown: host -> JSON of what `tc.device_problems` takes.
         hosts: as for `programs`.
     Returns:
         One line a difference, each naming path and host; empty when all is as asked.

@@ -14,7 +14,7 @@ from discovery_deploy.system.errors import TestbedError
 from discovery_deploy.system.remote import side_by_side
 from discovery_deploy.wan import egress, measure
 from discovery_deploy.wan.egress import BaseRtt, BaseRtts, EgressHost, Shapes
-from discovery_deploy.wan.wan import PathShape
+from discovery_deploy.wan.shapes import PathShape
 
 LIMIT_S = 120.0
 """Time that tc on a busy host may take for a large program."""

@@ -15,17 +15,8 @@ from discovery_deploy.agent import probe
 from discovery_deploy.experiment.model import Verify
 from discovery_deploy.system import interruption
 from discovery_deploy.system.errors import MeasurementError
-from discovery_deploy.wan.wan import (
-    FRAME_BYTES,
-    Pair,
-    PairMeasurement,
-    PairVerdict,
-    PathShape,
-    WanReport,
-    asked_rtt_s,
-    unmeasured,
-)
-from discovery_deploy.wan.wan_verdict import judge
+from discovery_deploy.wan.shapes import FRAME_BYTES, Pair, PathShape, asked_rtt_s
+from discovery_deploy.wan.verdict import PairMeasurement, PairVerdict, WanReport, judge, unmeasured
 
 WARMUP_ECHOES = 3
 """Echoes sent first and forgotten: they resolve addresses and wake what sleeps."""

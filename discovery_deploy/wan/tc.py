@@ -1,16 +1,32 @@
-"""What tc shows on devices that we shape, compared with the programs that they were given. Pure."""
+"""Shapes of paths as programs for tc, and what tc shows of devices compared with them. Pure.
+
+On the router's device towards a site there is, for every other site, an HTB class (rate) with a netem child (delay,
+jitter, loss), chosen by a u32 filter on the source network. Where there is no router, `egress` makes the hosts' own
+programs of the same parts.
+"""
 
 from __future__ import annotations
 
 import ipaddress
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from discovery_deploy.wan.wan import UNLIMITED_BPS, Pair, PathShape, class_minor, limit_packets, single_packets
+from discovery_deploy.wan.shapes import FRAME_BYTES, UNLIMITED_BPS, Pair, PathShape, limit_packets, single_packets
 
+BURST_S = 0.004
+"""A class may send this long at once: a router that wakes late by less loses no rate."""
+
+FIRST_MINOR = 0x10
+"""Class of the first source site (by name); lower numbers are left to HTB itself."""
+
+SEGMENTATION_OFF = "# segmentation: off"
+
+SEGMENTATION_ON = "# segmentation: on"
+"""Comments for whoever runs a program: whether the router's ports may take super-packets of up to 64 KB (TSO, GSO)."""
 TIME_ROUNDING_S = 2e-6
 """tc 6.1 shows 37.5 ms as 0.037499 and 1.234567 ms as 0.001233."""
 RATIO_ROUNDING = 1e-5
@@ -25,6 +41,104 @@ _NETEM_KEYS = frozenset({"limit", "delay", "loss-random", "ecn", "gap", "seed"})
 
 A `seed` is shown by newer versions; `ecn` and `gap` are always shown and must be false and 0.
 """
+
+
+def class_minor(site_names: Iterable[str]) -> dict[str, str]:
+    """Site -> minor number of the class of its paths on every device, also its netem's handle (hexadecimal text)."""
+    return {name: f"{FIRST_MINOR + index:x}" for index, name in enumerate(sorted(site_names))}
+
+
+def _number(value: float) -> str:
+    return f"{value:.6f}".rstrip("0").rstrip(".")
+
+
+def root_lines(device: str) -> list[str]:
+    """Lines of tc that put our empty htb at a device's root, whatever is there."""
+    # Whatever is there goes first: htb refuses to be replaced by htb.
+    return [f"qdisc replace dev {device} root pfifo", f"qdisc replace dev {device} root handle 1: htb default 0"]
+
+
+def path_lines(device: str, minor: str, shape: PathShape) -> list[str]:
+    """Lines of tc that add a path's class and its netem to a device with our htb."""
+    return [
+        f"class add dev {device} parent 1: classid 1:{minor} {_class_options(shape)}",
+        f"qdisc add dev {device} parent 1:{minor} handle {minor}: {_netem_options(shape)}",
+    ]
+
+
+def filter_line(device: str, minor: str, match: str) -> str:
+    """The line of tc that leads packets with `match` ("src 10.0.0.0/24") into a class."""
+    return f"filter add dev {device} parent 1: protocol ip prio 1 u32 match ip {match} flowid 1:{minor}"
+
+
+def change_lines(device: str, minor: str, before: PathShape, after: PathShape) -> list[str]:
+    """Lines of tc that give a path another shape and lose no packet; none when tc is told the same for both."""
+    lines = []
+    if _class_options(before) != _class_options(after):
+        lines.append(f"class change dev {device} parent 1: classid 1:{minor} {_class_options(after)}")
+    if _netem_options(before) != _netem_options(after):
+        lines.append(f"qdisc change dev {device} parent 1:{minor} handle {minor}: {_netem_options(after)}")
+    return lines
+
+
+def _class_options(shape: PathShape) -> str:
+    rate_bps = round(shape.rate_bps or UNLIMITED_BPS)
+    burst_bytes = math.ceil(rate_bps / 8 * BURST_S) + FRAME_BYTES
+    return f"htb rate {rate_bps}bit burst {burst_bytes} cburst {burst_bytes} quantum 20000"
+
+
+def _netem_options(shape: PathShape) -> str:
+    words = ["netem", "delay", f"{_number(shape.delay_s * 1e3)}ms"]
+    if shape.jitter_s:
+        words.append(f"{_number(shape.jitter_s * 1e3)}ms")
+    if shape.loss:
+        words += ["loss", f"{_number(shape.loss * 100)}%"]
+    return " ".join([*words, "limit", str(limit_packets(shape))])
+
+
+def segmentation(shapes: Iterable[PathShape]) -> str:
+    """The comment that a program with these shapes begins with."""
+    return SEGMENTATION_OFF if single_packets(shapes) else SEGMENTATION_ON
+
+
+def tc_program(shapes: Mapping[Pair, PathShape], devices: Mapping[str, str], subnets: Mapping[str, str]) -> str:
+    """The whole program for `tc -batch`, for a router that has one already or none.
+
+    Packets that wait in a queue are lost when it is run, and for a moment nothing is shaped.
+
+    Args:
+        shapes: as from `path_shapes`.
+        devices: site -> the router's device towards it.
+        subnets: site -> its network (CIDR).
+    """
+    minors = class_minor(devices)
+    lines = [segmentation(shapes.values())]
+    for destination in sorted(devices):
+        device = devices[destination]
+        lines += root_lines(device)
+        for source in sorted(devices):
+            if source == destination:
+                continue
+            minor = minors[source]
+            lines += path_lines(device, minor, shapes[source, destination])
+            lines.append(filter_line(device, minor, f"src {subnets[source]}"))
+    return "\n".join(lines) + "\n"
+
+
+def tc_changes(old: Mapping[Pair, PathShape], new: Mapping[Pair, PathShape], devices: Mapping[str, str]) -> str:
+    """The program that turns a router with `old` into one with `new`, with no packet lost; "" when they are equal.
+
+    Raises:
+        ValueError: the two are not of the same sites: that needs `tc_program`.
+    """
+    if set(old) != set(new):
+        raise ValueError("the sites have changed: the whole program must be run")
+    minors = class_minor(devices)
+    lines = []
+    for source, destination in sorted(new, key=lambda pair: (pair[1], pair[0])):
+        before, after = old[source, destination], new[source, destination]
+        lines += change_lines(devices[destination], minors[source], before, after)
+    return "\n".join([segmentation(new.values()), *lines]) + "\n" if lines else ""
 
 
 @dataclass(frozen=True)
@@ -157,7 +271,7 @@ def readback_problems(
     """Differences between the shapes that were asked and what the router shows, within tc's own rounding.
 
     Args:
-        shapes: as from `wan.path_shapes`.
+        shapes: as from `shapes.path_shapes`.
         shown_json: what `wan_router.read` returns; JSON of what `device_problems` takes.
         devices: site -> the router's device towards it.
         subnets: site -> its network (CIDR).

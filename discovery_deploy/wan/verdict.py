@@ -1,21 +1,130 @@
-"""Whether the WAN is the one asked for: from measurements to a verdict. Pure."""
+"""Whether the WAN is the one asked for: records of what was measured, and from them a verdict. Pure."""
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from discovery_deploy.experiment.model import Verify
-from discovery_deploy.wan.wan import (
-    Pair,
-    PairMeasurement,
-    PairVerdict,
-    PathShape,
-    WanReport,
-    asked_rtt_s,
-    milliseconds,
-    unmeasured,
-)
+from discovery_deploy.system.strict import Strict
+from discovery_deploy.wan.shapes import Pair, PathShape, asked_rtt_s
+
+UML_FORWARDS_BPS = 350e6
+"""What a router in User-Mode Linux has been seen to forward at least, in all, of the single packets of paths with a
+rate; whether it forwards more is known only when it is measured."""
+
+
+class PairMeasurement(Strict):
+    """What was measured from `source` to `destination`; times in seconds, None where not measured.
+
+    Echoes go there and back: each pair is asked from one side, and both orders have its `sent` to `rtt_max_s`.
+    """
+
+    source: str
+    destination: str
+    sent: int
+    """Echo requests."""
+    received: int
+    """Replies."""
+    rtt_median_s: float | None
+    rtt_p99_s: float | None
+    rtt_max_s: float | None
+    loss: float | None = None
+    """One-way loss, a ratio, counted at the destination."""
+    rate_bps: float | None = None
+    """One-way rate in bits per second on the wire (Ethernet frames), counted at the destination."""
+    one_way_median_s: float | None = None
+    """Median one-way delay of the echoes; only where both sites read the same clock."""
+    jitter_s: float | None = None
+    """Half the width of a uniform distribution with the 10th and 90th percentiles of these one-way delays."""
+
+
+class PairVerdict(Strict):
+    """Asked against measured for one ordered pair."""
+
+    asked: PathShape
+    asked_rtt_s: float
+    """Forward plus backward delay, without the base RTT of the testbed."""
+    measured: PairMeasurement
+    base_rtt_s: float | None = None
+    """RTT of the testbed itself while this pair was measured; None: the report's."""
+    problems: tuple[str, ...] = ()
+
+    @property
+    def not_measured(self) -> tuple[str, ...]:
+        """Kinds of what was asked and not measured: for these only what tc shows was compared with what was asked."""
+        asked, got = self.asked, self.measured
+        kinds = {
+            "RTT": got.rtt_median_s is None,
+            "one-way delay": got.one_way_median_s is None,
+            "jitter": bool(asked.jitter_s) and got.jitter_s is None,
+            "loss": bool(asked.loss) and got.loss is None,
+            "rate": asked.rate_bps is not None and got.rate_bps is None,
+        }
+        return tuple(kind for kind, missing in kinds.items() if missing)
+
+
+class ClockOffset(Strict):
+    """How far a host's clock is from the driver's."""
+
+    host: str
+    offset_s: float
+    """The host's clock minus the driver's; positive: the host is ahead."""
+    error_s: float
+    """Half of what the exchange took, in seconds: the true offset is within `offset_s` +- `error_s`."""
+
+
+class WanReport(Strict):
+    """One verification of the whole WAN."""
+
+    measured_at: str
+    """ISO 8601, UTC."""
+    pairs: tuple[PairVerdict, ...]
+    readback_problems: tuple[str, ...] = ()
+    """Differences between the program that was applied and what tc shows."""
+    base_rtt_s: float = 0.0
+    """RTT of the testbed itself between two sites, measured with all pairs; subtracted before judging."""
+    probe_scheduling: str = ""
+    """`fifo` when all probes ran at real-time priority, `other` when some could not, "" when not measured."""
+    clocks: tuple[ClockOffset, ...] = ()
+    """Of hosts that do not read the driver's own clock."""
+    clock_problems: tuple[str, ...] = ()
+    """Clocks that are too far away for what relies on them: a common start at several sites."""
+
+    def base_of(self, pair: PairVerdict) -> float:
+        """RTT of the testbed itself while a pair was measured, in seconds."""
+        return self.base_rtt_s if pair.base_rtt_s is None else pair.base_rtt_s
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Every reason why the WAN is not the one asked for."""
+        of_pairs = tuple(problem for pair in self.pairs for problem in pair.problems)
+        return self.readback_problems + self.clock_problems + of_pairs
+
+    @property
+    def not_measured(self) -> tuple[str, ...]:
+        """Each kind of what was asked and not measured, with the number of ordered pairs: "rate (2 of 6 pairs)"."""
+        counts = Counter(kind for pair in self.pairs for kind in pair.not_measured)
+        return tuple(f"{kind} ({count} of {len(self.pairs)} pairs)" for kind, count in sorted(counts.items()))
+
+
+def milliseconds(seconds: float) -> str:
+    """A time as messages show it."""
+    return f"{seconds * 1e3:.2f} ms"
+
+
+def unmeasured(pair: Pair) -> PairMeasurement:
+    """The measurement of a pair that nothing was sent on."""
+    return PairMeasurement(
+        source=pair[0],
+        destination=pair[1],
+        sent=0,
+        received=0,
+        rtt_median_s=None,
+        rtt_p99_s=None,
+        rtt_max_s=None,
+    )
 
 
 def rtt_tolerance_s(shapes: Mapping[Pair, PathShape], pair: Pair, verify: Verify, received: int) -> float:

@@ -20,8 +20,8 @@ from discovery_deploy.experiment.model import Experiment, Network
 from discovery_deploy.hosts import nesting
 from discovery_deploy.testbeds import local
 from discovery_deploy.wan.measure import HERE, on_this_machine
-from discovery_deploy.wan.wan import Pair, PathShape, path_shapes, tc_program
-from discovery_deploy.wan.wan_readback import readback_problems
+from discovery_deploy.wan.shapes import Pair, PathShape, path_shapes
+from discovery_deploy.wan.tc import readback_problems, tc_program
 from tests.integration.wan_bed import Wan
 
 REPOSITORY = Path(__file__).resolve().parents[2]

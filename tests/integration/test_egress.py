@@ -16,7 +16,7 @@ from discovery_deploy.experiment.model import Network, Verify
 from discovery_deploy.system.errors import MeasurementError, TestbedError
 from discovery_deploy.wan import egress, measure
 from discovery_deploy.wan.egress_hosts import base_rtts
-from discovery_deploy.wan.wan import Pair, PathShape, asked_rtt_s, path_shapes
+from discovery_deploy.wan.shapes import Pair, PathShape, asked_rtt_s, path_shapes
 from tests.integration.egress_bed import DRIVER, HOSTS, Bed, flat_network
 from tests.integration.inside_uml import counts_inside
 from tests.integration.wan_checks import at_a_pace_that_this_kernel_keeps, inside_uml, until_good

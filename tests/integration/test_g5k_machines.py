@@ -17,7 +17,7 @@ import pytest
 
 from discovery_deploy.software import box, stack
 from discovery_deploy.testbeds import acceleration
-from discovery_deploy.wan import wan
+from discovery_deploy.wan.verdict import WanReport
 from tests.integration.g5k_bed import ROOT, G5kBed, fake_grid5000
 from tests.integration.priority import before_all_else, emulators
 from tests.integration.whole_experiment import until_valid
@@ -85,7 +85,7 @@ def test_the_wan_between_reserved_machines_is_the_one_asked_for(bed: G5kBed) -> 
     assert shown.strip() != os.uname().release  # a kernel of its own
 
     with before_all_else(emulators(str(bed.work))):
-        report = wan.WanReport.model_validate_json(program(bed, "tests.integration.shape_and_measure", file))
+        report = WanReport.model_validate_json(program(bed, "tests.integration.shape_and_measure", file))
     assert report.problems == ()
     for pair in report.pairs:
         assert pair.asked_rtt_s == 0.05

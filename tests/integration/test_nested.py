@@ -15,7 +15,9 @@ from discovery_deploy.hosts import nested
 from discovery_deploy.hosts.nested import Nested
 from discovery_deploy.hosts.shaping import RouterShaper
 from discovery_deploy.system.remote import Remote, ssh_config_text
-from discovery_deploy.wan import measure, wan, wan_verdict
+from discovery_deploy.wan import measure
+from discovery_deploy.wan.shapes import PathShape, path_shapes
+from discovery_deploy.wan.verdict import summary
 from tests.integration.priority import before_all_else
 from tests.integration.uml_machines import UmlMachines, uml_machines
 from tests.leased import known_hosts
@@ -135,7 +137,7 @@ def hosts_are_where_they_belong(bed: NestedBed, lease: Lease, remote: Remote) ->
 
 
 def the_wan_is_as_asked(bed: NestedBed, asked: Experiment, lease: Lease, remote: Remote) -> None:
-    shapes = wan.path_shapes(Network.model_validate(PATHS), asked.site_names)
+    shapes = path_shapes(Network.model_validate(PATHS), asked.site_names)
     shaper = RouterShaper(bed.provider, lease)
     shaper.put(shapes)
     points = [
@@ -148,9 +150,9 @@ def the_wan_is_as_asked(bed: NestedBed, asked: Experiment, lease: Lease, remote:
         )
     for pair in report.pairs:
         print(pair.measured.source, pair.measured.destination, pair.asked_rtt_s, pair.measured.rtt_median_s)
-    print(wan_verdict.summary(report), shaper.facts(), report.base_rtt_s)
+    print(summary(report), shaper.facts(), report.base_rtt_s)
     assert report.problems == ()
-    flat = {pair: wan.PathShape() for pair in shapes}
+    flat = {pair: PathShape() for pair in shapes}
     shaper.change(shapes, flat)
     assert shaper.problems(flat) == ()
     assert shaper.problems(shapes)

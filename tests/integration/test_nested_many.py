@@ -9,7 +9,9 @@ import pytest
 
 from discovery_deploy.experiment.model import Experiment, Verify
 from discovery_deploy.hosts.shaping import RouterShaper
-from discovery_deploy.wan import measure, wan, wan_verdict
+from discovery_deploy.wan import measure
+from discovery_deploy.wan.shapes import path_shapes
+from discovery_deploy.wan.verdict import summary
 from tests.integration import wan_checks
 from tests.integration.test_nested import NestedBed
 from tests.integration.uml_machines import uml_machines
@@ -50,7 +52,7 @@ def test_45_sites_fit_on_four_machines(bed: NestedBed) -> None:
             for name in MACHINES
         ]
         assert placed == [12, 12, 12, 9]
-        shapes = wan.path_shapes(wan_checks.network(default={"delay": "50 ms"}), SITES)
+        shapes = path_shapes(wan_checks.network(default={"delay": "50 ms"}), SITES)
         shaper = RouterShaper(bed.provider, lease)
         shaper.put(shapes)
         assert shaper.problems(shapes) == ()
@@ -61,7 +63,7 @@ def test_45_sites_fit_on_four_machines(bed: NestedBed) -> None:
         report = measure.verify_wan(
             remote, points, shapes, EMULATED, readback=lambda: shaper.problems(shapes), attempts=6
         )
-        print(wan_verdict.summary(report), shaper.facts(), report.base_rtt_s)
+        print(summary(report), shaper.facts(), report.base_rtt_s)
         assert len(report.pairs) == len(SITES) * (len(SITES) - 1)
         assert report.problems == ()
     finally:

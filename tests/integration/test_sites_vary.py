@@ -11,8 +11,8 @@ import pytest
 
 from discovery_deploy.bench.rally import load_tasks
 from discovery_deploy.driver.count_acts import listeners, sql_requests
-from discovery_deploy.system.data import data_directory
 from discovery_deploy.system.agents import HOSTS_HOME, Agents
+from discovery_deploy.system.data import data_directory
 from discovery_deploy.system.remote import Remote
 from tests.integration import known_requests
 from tests.integration.leftovers import Snapshot, left_behind

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy.agent.plan import as_data
 from discovery_deploy.agent import uml_kernel
+from discovery_deploy.agent.plan import as_data
 from discovery_deploy.testbeds import local
 from tests.integration.local_bed import experiment
 

@@ -13,7 +13,7 @@ import pytest
 from discovery_deploy.software import box, stack
 from discovery_deploy.software.enoslib_environment import enoslib_python
 from discovery_deploy.testbeds.vagrant_plan import prefix
-from discovery_deploy.wan import wan
+from discovery_deploy.wan.verdict import WanReport
 from tests.integration.priority import before_all_else, emulators
 from tests.integration.vagrant_bed import VagrantBed
 from tests.integration.whole_experiment import until_valid
@@ -96,7 +96,7 @@ def test_machines_are_reserved_mended_and_given_back(bed: VagrantBed) -> None:
     with before_all_else(emulators(f"guest={prefix(NAME)}")):
         done = bed.run(sys.executable, "-m", "tests.integration.shape_and_measure", f"{NAME}.yaml", limit_s=300.0)
     assert done.returncode == 0, done.stderr
-    report = wan.WanReport.model_validate_json(done.stdout)
+    report = WanReport.model_validate_json(done.stdout)
     assert report.problems == ()
     for pair in report.pairs:
         assert pair.asked_rtt_s == 0.05

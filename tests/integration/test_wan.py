@@ -15,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from discovery_deploy.agent.plan import Plan, WanRouter, as_data
 from discovery_deploy.agent import probe, site_networks, uml_kernel, wan_router, wan_uml
 from discovery_deploy.agent.machine import MachineError
+from discovery_deploy.agent.plan import Plan, WanRouter, as_data
 from discovery_deploy.experiment.model import Verify
 from discovery_deploy.wan import measure
-from discovery_deploy.wan.wan import SEGMENTATION_ON, path_shapes, tc_changes
+from discovery_deploy.wan.shapes import path_shapes
+from discovery_deploy.wan.tc import SEGMENTATION_ON, tc_changes
 from tests.integration import wan_checks
 from tests.integration.wan_bed import SITE_NAMES, SLOT, Wan, plan_of, wan_sites
 
@@ -341,9 +342,7 @@ class TestDown:
         wan_router.up(plan)
         assert wan_router.run(plan, "echo well") == "well\n"
 
-    def test_a_bridge_that_does_not_come_is_named(
-        self, plan: Plan, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_bridge_that_does_not_come_is_named(self, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(wan_router, "BRIDGE_LIMIT_S", 0.1)
         subprocess.run(["ip", "link", "del", f"dd{SLOT + 3}s1"], check=True)
         with pytest.raises(MachineError, match=f"bridge dd{SLOT + 3}s1 of site brest is absent"):

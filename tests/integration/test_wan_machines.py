@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from discovery_deploy.agent.plan import as_data
 from discovery_deploy.agent import wan_router
 from discovery_deploy.agent.machine import MachineError
+from discovery_deploy.agent.plan import as_data
 from discovery_deploy.experiment.model import Network, Verify
 from discovery_deploy.wan import measure
-from discovery_deploy.wan.wan_verdict import summary
+from discovery_deploy.wan.verdict import summary
 from tests.integration import wan_checks
 from tests.integration.inside_uml import counts_inside
 from tests.integration.machines_bed import REPOSITORY, MachinesWan, machines, plans_of

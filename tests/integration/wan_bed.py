@@ -12,8 +12,8 @@ from discovery_deploy.agent import site_networks, wan_router
 from discovery_deploy.agent.plan import Host, Plan, Site, WanRouter
 from discovery_deploy.experiment.model import Network
 from discovery_deploy.wan.measure import HERE, Point, on_this_machine
-from discovery_deploy.wan.wan import Pair, PathShape, path_shapes, tc_program
-from discovery_deploy.wan.wan_readback import readback_problems
+from discovery_deploy.wan.shapes import Pair, PathShape, path_shapes
+from discovery_deploy.wan.tc import readback_problems, tc_program
 
 SITE_NAMES = ("ares", "brest", "cork", "delft", "essen", "faro", "gent", "hull")
 SLOT = 90

@@ -16,7 +16,8 @@ from unittest import mock
 from discovery_deploy.agent import probe, wan_router
 from discovery_deploy.experiment.model import Network, Verify
 from discovery_deploy.wan import measure
-from discovery_deploy.wan.wan import Pair, PathShape, asked_rtt_s, path_shapes, tc_changes
+from discovery_deploy.wan.shapes import Pair, PathShape, asked_rtt_s, path_shapes
+from discovery_deploy.wan.tc import tc_changes
 from tests.integration.wan_bed import Wan
 
 MEASUREMENTS = 6

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from discovery_deploy.results.report.figures import COLOURS, INK, style, svg
 from discovery_deploy.system.strict import Strict
-from discovery_deploy.wan.wan import Pair, PathShape
+from discovery_deploy.wan.shapes import Pair, PathShape
 
 FEW = 3
 """Up to so many sites every line carries its shape, if it is short."""

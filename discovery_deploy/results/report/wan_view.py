@@ -14,7 +14,8 @@ from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.experiment.units import format_rate
 from discovery_deploy.results.report.text import NONE, milliseconds, percent
 from discovery_deploy.results.report.wan_figures import LEGIBLE, SiteView, error_map, picture, shape_text, usual
-from discovery_deploy.wan.wan import Pair, PairVerdict, PathShape, WanReport, path_shapes
+from discovery_deploy.wan.shapes import Pair, PathShape, path_shapes
+from discovery_deploy.wan.verdict import PairVerdict, WanReport
 
 MATRIX = 8
 """Up to so many sites the matrix is a table with numbers; with more a heat map."""

@@ -23,7 +23,7 @@ from discovery_deploy.bench.campaign import (
 from discovery_deploy.bench.records import Placement
 from discovery_deploy.experiment.fields import get_at, set_at
 from discovery_deploy.experiment.model import Experiment
-from discovery_deploy.wan.wan import path_shapes
+from discovery_deploy.wan.shapes import path_shapes
 
 MARIADB = {"type": "mariadb", "site": "lyon"}
 GALERA = {"type": "galera"}

@@ -20,7 +20,8 @@ from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.software.inputs import Inputs
 from discovery_deploy.system.errors import MeasurementError, TestbedError
 from discovery_deploy.system.workspace import Workspace
-from discovery_deploy.wan.wan import PathShape, WanReport, path_shapes
+from discovery_deploy.wan.shapes import PathShape, path_shapes
+from discovery_deploy.wan.verdict import WanReport
 from tests.leased import ALL, SECRETS, lease
 
 LIMIT_S, ROUND_TRIPS = smoke.BASE_LIMIT_S, smoke.ROUND_TRIPS

@@ -23,7 +23,7 @@ from discovery_deploy.software import image
 from discovery_deploy.system.errors import StateError
 from discovery_deploy.system.remote import control_sockets
 from discovery_deploy.system.workspace import Workspace
-from discovery_deploy.wan.wan import WanReport
+from discovery_deploy.wan.verdict import WanReport
 
 TWO: list[dict[str, Any]] = [{"name": "nantes"}, {"name": "rennes"}]
 THREE = [*TWO, {"name": "lyon"}]

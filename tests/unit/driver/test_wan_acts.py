@@ -11,7 +11,6 @@ from typing import Any, cast
 import pytest
 
 from discovery_deploy.agent.plan import as_data
-from discovery_deploy.testbeds import local
 from discovery_deploy.cli import commands
 from discovery_deploy.driver import wan_acts
 from discovery_deploy.driver.wan_acts import Wan
@@ -19,8 +18,9 @@ from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.system.errors import MeasurementError
 from discovery_deploy.system.remote import Remote
 from discovery_deploy.system.workspace import Workspace
+from discovery_deploy.testbeds import local
 from discovery_deploy.testbeds.base import ProviderInterface
-from discovery_deploy.wan import wan, wan_verdict
+from discovery_deploy.wan.verdict import WanReport, judge, unmeasured
 from tests import leased
 
 
@@ -131,12 +131,12 @@ def test_the_testbeds_own_rtt_is_measured_once_while_nothing_is_shaped(tmp_path:
     assert wan.facts(asked).endswith("; the testbed's own RTT, at most 4.00 ms, is part of the asked ones")
 
 
-def report(asked: Experiment, rtt_s: float, **fields: Any) -> wan.WanReport:
+def report(asked: Experiment, rtt_s: float, **fields: Any) -> WanReport:
     shapes = wan_acts.asked(asked)
     measured = [
-        wan.unmeasured(pair).model_copy(update={"sent": 9, "received": 9, "rtt_median_s": rtt_s}) for pair in shapes
+        unmeasured(pair).model_copy(update={"sent": 9, "received": 9, "rtt_median_s": rtt_s}) for pair in shapes
     ]
-    return wan_verdict.judge(shapes, measured, asked.network.verify, 0.0, measured_at="t", **fields)
+    return judge(shapes, measured, asked.network.verify, 0.0, measured_at="t", **fields)
 
 
 def test_it_is_corrected_by_what_is_measured_while_paths_are_shaped(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from discovery_deploy.enos.enos_reading import Notes, expand
 from discovery_deploy.experiment import config
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.system.errors import ExperimentError
-from discovery_deploy.wan import wan
+from discovery_deploy.wan.shapes import path_shapes
 
 CASES = Path(__file__).parents[2] / "cases"
 EXAMPLES = sorted((CASES / "enos").glob("*.yaml"))
@@ -98,7 +98,7 @@ Shape = tuple[float, float | None, float]
 def shapes(text: str) -> dict[tuple[str, str], Shape]:
     """Ordered pair -> delay (s), rate (bit/s) and loss, as this tool would shape it."""
     experiment, _ = imported(text)
-    asked = wan.path_shapes(experiment.network, experiment.site_names)
+    asked = path_shapes(experiment.network, experiment.site_names)
     return {pair: (shape.delay_s, shape.rate_bps, shape.loss) for pair, shape in asked.items()}
 
 

@@ -16,7 +16,7 @@ from discovery_deploy.experiment import config
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.system.data import data_directory
 from discovery_deploy.system.errors import ExperimentError
-from discovery_deploy.wan.wan import path_shapes
+from discovery_deploy.wan.shapes import path_shapes
 
 VALUES: tuple[Any, ...] = (
     *(None, True, 0, -1, 3.5, float("nan"), 10**30, "", "x", "25", "25 ms", "galera", "lyon", "Lyon", "a: b"),

@@ -17,7 +17,8 @@ from discovery_deploy.experiment.provider_models import Grid5000, Static
 from discovery_deploy.hosts import nesting
 from discovery_deploy.system.errors import TestbedError
 from discovery_deploy.testbeds import local
-from discovery_deploy.wan import wan
+from discovery_deploy.wan.shapes import PathShape, path_shapes
+from discovery_deploy.wan.tc import tc_changes, tc_program
 
 VAGRANT: dict[str, Any] = {"type": "vagrant", "hosts_per_machine": 2}
 SLOT = 5
@@ -201,11 +202,11 @@ class TestShapes:
     devices = {site.name: site.router_device for plan in parts.values() for site in plan.sites}
     subnets = {site.name: site.subnet for plan in parts.values() for site in plan.sites}
 
-    def shapes(self, **default: str) -> dict[tuple[str, str], wan.PathShape]:
-        return wan.path_shapes(Network.model_validate({"default": default}), self.nested.site_names)
+    def shapes(self, **default: str) -> dict[tuple[str, str], PathShape]:
+        return path_shapes(Network.model_validate({"default": default}), self.nested.site_names)
 
     def test_each_machine_gets_what_is_about_its_own_sites(self) -> None:
-        program = wan.tc_program(self.shapes(delay="5 ms"), self.devices, self.subnets)
+        program = tc_program(self.shapes(delay="5 ms"), self.devices, self.subnets)
         divided = nesting.of_machines(program, self.parts)
         assert nesting.machines(self.nested) == {"machine-1": ("s0", "s2"), "machine-2": ("s1",)}
         assert "dev vec1" not in divided["machine-1"]
@@ -221,7 +222,7 @@ class TestShapes:
     def test_whether_packets_may_be_joined_is_told_to_all(self) -> None:
         old, new = self.shapes(delay="5 ms"), self.shapes(delay="5 ms")
         new["s0", "s1"] = new["s0", "s1"].model_copy(update={"loss": 0.1})
-        divided = nesting.of_machines(wan.tc_changes(old, new, self.devices), self.parts)
+        divided = nesting.of_machines(tc_changes(old, new, self.devices), self.parts)
         assert divided["machine-1"] == "# segmentation: off\n"
         assert divided["machine-2"].startswith("# segmentation: off\nqdisc change dev vec1 ")
 

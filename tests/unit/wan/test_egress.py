@@ -13,8 +13,10 @@ import pytest
 from discovery_deploy.experiment.lease import LeasedHost
 from discovery_deploy.experiment.model import Network, Verify
 from discovery_deploy.system.errors import MeasurementError, TestbedError
-from discovery_deploy.wan import egress, wan, wan_verdict
-from discovery_deploy.wan.wan import PathShape
+from discovery_deploy.wan import egress
+from discovery_deploy.wan.shapes import Pair, PathShape, asked_rtt_s, path_shapes
+from discovery_deploy.wan.tc import SEGMENTATION_OFF, SEGMENTATION_ON
+from discovery_deploy.wan.verdict import WanReport, judge, unmeasured
 from tests.unit.wan.test_wan import Tc, random_network
 from tests.unit.wan.three_sites import MIXED_NETWORK, NAMES
 
@@ -37,11 +39,11 @@ HOSTS = (
 )
 
 
-def shapes_of(**fields: Any) -> dict[wan.Pair, PathShape]:
-    return wan.path_shapes(Network.model_validate(fields), NAMES)
+def shapes_of(**fields: Any) -> dict[Pair, PathShape]:
+    return path_shapes(Network.model_validate(fields), NAMES)
 
 
-def pairs(seconds: float) -> dict[wan.Pair, float]:
+def pairs(seconds: float) -> dict[Pair, float]:
     return {(a, b): seconds for a in NAMES for b in NAMES if a != b}
 
 
@@ -95,17 +97,17 @@ class TestPrograms:
         assert "172.16.5.31" in text
 
     def test_all_hosts_of_a_site_shape_alike_on_their_own_devices(self) -> None:
-        programs = egress.programs(wan.path_shapes(MIXED_NETWORK, NAMES), HOSTS)
+        programs = egress.programs(path_shapes(MIXED_NETWORK, NAMES), HOSTS)
         assert programs["ares-1"].replace("dev eth1", "dev ens3") == programs["ares-2"]
         assert "10.0.0.1" not in programs["ares-1"]
 
     def test_the_order_of_hosts_does_not_matter(self) -> None:
-        shapes = wan.path_shapes(MIXED_NETWORK, NAMES)
+        shapes = path_shapes(MIXED_NETWORK, NAMES)
         assert egress.programs(shapes, HOSTS) == egress.programs(shapes, HOSTS[::-1])
 
     def test_leased_hosts_are_hosts(self) -> None:
         leased = [LeasedHost(roles=(), management_address="192.0.2.1", **vars(host)) for host in HOSTS]
-        shapes = wan.path_shapes(MIXED_NETWORK, NAMES)
+        shapes = path_shapes(MIXED_NETWORK, NAMES)
         assert egress.programs(shapes, leased) == egress.programs(shapes, HOSTS)
 
     def test_two_hosts_of_one_address_are_refused(self) -> None:
@@ -121,8 +123,8 @@ class TestPrograms:
         self, shape: dict[str, str], off: bool
     ) -> None:
         programs = egress.programs(shapes_of(constraints=[{"from": "brest", "to": "cork", **shape}]), HOSTS)
-        assert programs["brest-1"].startswith(wan.SEGMENTATION_OFF if off else wan.SEGMENTATION_ON)
-        assert programs["cork-1"].startswith(wan.SEGMENTATION_ON)
+        assert programs["brest-1"].startswith(SEGMENTATION_OFF if off else SEGMENTATION_ON)
+        assert programs["cork-1"].startswith(SEGMENTATION_ON)
 
 
 class Device(Tc):
@@ -150,7 +152,7 @@ class TestChanges:
         }
 
     def test_nothing_changes_nothing(self) -> None:
-        shapes = wan.path_shapes(MIXED_NETWORK, NAMES)
+        shapes = path_shapes(MIXED_NETWORK, NAMES)
         assert egress.changes(shapes, dict(shapes), HOSTS) == {}
         assert egress.changes(shapes_of(), shapes_of(), HOSTS) == {}
 
@@ -161,14 +163,14 @@ class TestChanges:
         assert egress.changes(old, new, HOSTS) == {"cork-1": egress.programs(new, HOSTS)["cork-1"]}
 
     def test_other_sites_cannot_be_changed_into(self) -> None:
-        fewer = wan.path_shapes(Network(), NAMES[:2])
+        fewer = path_shapes(Network(), NAMES[:2])
         with pytest.raises(ValueError, match="sites have changed"):
             egress.changes(shapes_of(), fewer, HOSTS)
 
     @pytest.mark.parametrize("seed", range(50))
     def test_changes_lead_where_the_whole_programs_lead(self, seed: int) -> None:
         chance = random.Random(seed)
-        old, new = (wan.path_shapes(random_network(chance), NAMES) for _ in range(2))
+        old, new = (path_shapes(random_network(chance), NAMES) for _ in range(2))
         changes = egress.changes(old, new, HOSTS)
         for host in HOSTS:
             changed, fresh = Device(), Device()
@@ -183,7 +185,7 @@ class TestChanges:
 class TestReadback:
     """On what was recorded from a router: there a device filters on sources, here on destinations."""
 
-    shapes = wan.path_shapes(MIXED_NETWORK, NAMES)
+    shapes = path_shapes(MIXED_NETWORK, NAMES)
 
     @pytest.fixture
     def shown(self) -> dict[str, Any]:
@@ -232,7 +234,7 @@ class TestReadback:
 
 
 class TestCompensation:
-    def applied_ms(self, shapes: dict[wan.Pair, PathShape], base_s: dict[wan.Pair, float]) -> tuple[float, float]:
+    def applied_ms(self, shapes: dict[Pair, PathShape], base_s: dict[Pair, float]) -> tuple[float, float]:
         applied = egress.compensate(shapes, base_s, Verify())
         return 1e3 * applied["ares", "brest"].delay_s, 1e3 * applied["brest", "ares"].delay_s
 
@@ -300,14 +302,14 @@ class TestCompensation:
     @pytest.mark.parametrize("seed", range(50))
     def test_what_is_applied_and_the_testbed_are_what_was_asked(self, seed: int) -> None:
         chance = random.Random(seed)
-        shapes = wan.path_shapes(random_network(chance), NAMES)
+        shapes = path_shapes(random_network(chance), NAMES)
         base_s = {pair: chance.uniform(0, 0.002) for pair in shapes}
         verify = Verify.model_validate({"rtt_tolerance": "2 ms"})
         applied = egress.compensate(shapes, base_s, verify)
         for a, b in shapes:
-            asked_s, base = wan.asked_rtt_s(shapes, (a, b)), (base_s[a, b] + base_s[b, a]) / 2
+            asked_s, base = asked_rtt_s(shapes, (a, b)), (base_s[a, b] + base_s[b, a]) / 2
             can_s = sum(max(0.0, s.delay_s - s.jitter_s) for s in (shapes[a, b], shapes[b, a]))
-            assert wan.asked_rtt_s(applied, (a, b)) == pytest.approx(asked_s - min(base, can_s), abs=1e-8)
+            assert asked_rtt_s(applied, (a, b)) == pytest.approx(asked_s - min(base, can_s), abs=1e-8)
             assert applied[a, b].delay_s >= min(shapes[a, b].jitter_s, shapes[a, b].delay_s)
 
 
@@ -318,18 +320,18 @@ class TestCorrection:
         known = (egress.BaseRtt(source=a, destination=b, rtt_s=rtt_s, late_s=late_s) for a, b in pairs(rtt_s))
         return egress.BaseRtts(measured_at="t", identities={}, pairs=tuple(known))
 
-    def report(self, shapes: dict[wan.Pair, PathShape], errors_s: dict[wan.Pair, float]) -> wan.WanReport:
+    def report(self, shapes: dict[Pair, PathShape], errors_s: dict[Pair, float]) -> WanReport:
         found = [
-            wan.unmeasured(pair).model_copy(
-                update={"sent": 9, "received": 9, "rtt_median_s": wan.asked_rtt_s(shapes, pair) + error_s}
+            unmeasured(pair).model_copy(
+                update={"sent": 9, "received": 9, "rtt_median_s": asked_rtt_s(shapes, pair) + error_s}
             )
             for pair, error_s in errors_s.items()
         ]
-        return wan_verdict.judge(shapes, found, Verify(), 0.0, measured_at="t")
+        return judge(shapes, found, Verify(), 0.0, measured_at="t")
 
     def corrected(
-        self, delay_ms: float, base: egress.BaseRtts, errors_s: dict[wan.Pair, float]
-    ) -> dict[wan.Pair, float] | None:
+        self, delay_ms: float, base: egress.BaseRtts, errors_s: dict[Pair, float]
+    ) -> dict[Pair, float] | None:
         """RTTs in ms that are then shaped."""
         shapes = shapes_of(default={"delay": f"{delay_ms} ms"})
         better = egress.corrected(base, shapes, self.report(shapes, errors_s), Verify())
@@ -337,7 +339,7 @@ class TestCorrection:
             return None
         assert better.by_pair() == base.by_pair()
         applied = egress.compensate(shapes, better.by_pair(), Verify(), better.late())
-        return {pair: round(1e3 * wan.asked_rtt_s(applied, pair), 6) for pair in shapes}
+        return {pair: round(1e3 * asked_rtt_s(applied, pair), 6) for pair in shapes}
 
     def test_what_shaped_paths_take_more_is_taken_off_too(self) -> None:
         found = self.corrected(25, self.base(0.001), pairs(0.0016))

@@ -12,17 +12,17 @@ import pytest
 
 from discovery_deploy.experiment.model import Network, Verify
 from discovery_deploy.system.errors import TestbedError
-from discovery_deploy.wan import wan
 from discovery_deploy.wan.egress_hosts import BASE_PROBES, HostsShaper, base_rtts
 from discovery_deploy.wan.measure import Point
+from discovery_deploy.wan.shapes import Pair, PathShape, path_shapes
 from tests.unit.wan.test_egress import HOSTS
 from tests.unit.wan.three_sites import NAMES
 
 KERNEL = {"what": "kernel 6 has no sch_netem (unknown)", "advice": "Boot another."}
 
 
-def shapes_of(**fields: Any) -> dict[wan.Pair, wan.PathShape]:
-    return wan.path_shapes(Network.model_validate(fields), NAMES)
+def shapes_of(**fields: Any) -> dict[Pair, PathShape]:
+    return path_shapes(Network.model_validate(fields), NAMES)
 
 
 class Hosts:
@@ -104,7 +104,7 @@ def test_what_is_sent_to_hosts_needs_nothing_but_python() -> None:
     shaper = HostsShaper(here, [HOSTS[0].__class__("ares-1", "ares", "10.0.0.1", "absent0"), HOSTS[2]])
     assert shaper.facts().startswith("hosts, kernel ")
     with pytest.raises(TestbedError, match="ares-1: no network device absent0"):
-        shaper.check(wan.path_shapes(Network.model_validate({"default": {"delay": "1 ms"}}), ["ares", "brest"]))
+        shaper.check(path_shapes(Network.model_validate({"default": {"delay": "1 ms"}}), ["ares", "brest"]))
 
 
 def test_the_testbeds_own_round_trips_are_kept_for_pairs_that_answer() -> None:

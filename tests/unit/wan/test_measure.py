@@ -14,7 +14,7 @@ from discovery_deploy.experiment.model import Network, Verify
 from discovery_deploy.system.errors import MeasurementError
 from discovery_deploy.wan import measure
 from discovery_deploy.wan.measure import Point
-from discovery_deploy.wan.wan import Pair, PathShape, asked_rtt_s, path_shapes
+from discovery_deploy.wan.shapes import Pair, PathShape, asked_rtt_s, path_shapes
 
 NAMES = ("ares", "brest", "cork")
 HERE = [Point(name, measure.HERE, f"10.0.{i}.10", f"10.0.{i}.1", f"/net/{name}") for i, name in enumerate(NAMES)]

@@ -10,8 +10,25 @@ import pytest
 
 from discovery_deploy.agent import probe
 from discovery_deploy.experiment.model import Network, Verify
-from discovery_deploy.wan import wan, wan_verdict
-from discovery_deploy.wan.wan import PairMeasurement, PathShape
+from discovery_deploy.wan.shapes import (
+    UNLIMITED_BPS,
+    Pair,
+    PathShape,
+    asked_rtt_s,
+    limit_packets,
+    path_shapes,
+    queue_limit,
+)
+from discovery_deploy.wan.tc import SEGMENTATION_OFF, SEGMENTATION_ON, tc_changes, tc_program
+from discovery_deploy.wan.verdict import (
+    PairMeasurement,
+    PairVerdict,
+    WanReport,
+    jitter_tolerance_s,
+    judge,
+    rtt_tolerance_s,
+    summary,
+)
 from tests.unit.wan.three_sites import DEVICES, MIXED_NETWORK, NAMES, SUBNETS
 
 
@@ -19,8 +36,8 @@ def network(**fields: Any) -> Network:
     return Network.model_validate(fields)
 
 
-def shapes_of(**fields: Any) -> dict[wan.Pair, PathShape]:
-    return wan.path_shapes(network(**fields), NAMES)
+def shapes_of(**fields: Any) -> dict[Pair, PathShape]:
+    return path_shapes(network(**fields), NAMES)
 
 
 def measured(source: str, destination: str, rtt_s: float | None, **fields: Any) -> PairMeasurement:
@@ -28,14 +45,12 @@ def measured(source: str, destination: str, rtt_s: float | None, **fields: Any) 
     return PairMeasurement(source=source, destination=destination, rtt_median_s=rtt_s, **values)
 
 
-def verdict(shapes: dict[wan.Pair, PathShape], base_rtt_s: float = 0.0, **of_one: Any) -> tuple[str, ...]:
+def verdict(shapes: dict[Pair, PathShape], base_rtt_s: float = 0.0, **of_one: Any) -> tuple[str, ...]:
     """Problems of a WAN as asked, but for what `of_one` says of ares -> brest."""
     verify = of_one.pop("verify", Verify())
-    pairs = {pair: measured(*pair, wan.asked_rtt_s(shapes, pair) + base_rtt_s) for pair in shapes}
+    pairs = {pair: measured(*pair, asked_rtt_s(shapes, pair) + base_rtt_s) for pair in shapes}
     pairs["ares", "brest"] = pairs["ares", "brest"].model_copy(update=of_one)
-    return wan_verdict.judge(
-        shapes, pairs.values(), verify, base_rtt_s, measured_at="2026-01-01T00:00:00+00:00"
-    ).problems
+    return judge(shapes, pairs.values(), verify, base_rtt_s, measured_at="2026-01-01T00:00:00+00:00").problems
 
 
 class TestShapes:
@@ -73,22 +88,22 @@ class TestQueueLimit:
             (0.1, 8 * 1514 * 1000, 1100),
             (0.1, 8 * 1514 * 1000 + 1, 1101),
             (0.15, 20e6, 1248),
-            (0.15, wan.UNLIMITED_BPS, 124_845),
+            (0.15, UNLIMITED_BPS, 124_845),
         ],
     )
     def test_holds_what_is_on_its_way_and_a_thousand_that_wait(
         self, delay_s: float, rate_bps: float, packets: int
     ) -> None:
-        assert wan.queue_limit(delay_s, rate_bps) == packets
+        assert queue_limit(delay_s, rate_bps) == packets
 
     @pytest.mark.parametrize(("delay_s", "rate_bps"), [(-0.1, 1e6), (0.1, 0.0), (0.1, -1.0)])
     def test_refuses_what_makes_no_sense(self, delay_s: float, rate_bps: float) -> None:
         with pytest.raises(ValueError, match="no queue"):
-            wan.queue_limit(delay_s, rate_bps)
+            queue_limit(delay_s, rate_bps)
 
     def test_jitter_counts_as_delay(self) -> None:
         steady, shaky = PathShape(delay_s=0.02, rate_bps=1e9), PathShape(delay_s=0.01, jitter_s=0.01, rate_bps=1e9)
-        assert wan.limit_packets(shaky) == wan.limit_packets(steady)
+        assert limit_packets(shaky) == limit_packets(steady)
 
 
 PROGRAM = """\
@@ -176,53 +191,53 @@ def random_network(chance: random.Random) -> Network:
 
 class TestProgram:
     def test_is_this_text_for_two_sites(self) -> None:
-        shapes = {pair: s for pair, s in wan.path_shapes(MIXED_NETWORK, NAMES).items() if "cork" not in pair}
+        shapes = {pair: s for pair, s in path_shapes(MIXED_NETWORK, NAMES).items() if "cork" not in pair}
         shapes["brest", "ares"] = PathShape(delay_s=0.025)
         two = {name: DEVICES[name] for name in NAMES[:2]}
-        assert wan.tc_program(shapes, two, SUBNETS) == PROGRAM
+        assert tc_program(shapes, two, SUBNETS) == PROGRAM
 
     def test_changes_are_this_text_and_only_of_what_changes(self) -> None:
         old = {pair: PathShape(delay_s=0.025) for pair in shapes_of()}
         old["ares", "brest"] = PathShape(delay_s=0.025, rate_bps=2e7, loss=0.1)
-        assert wan.tc_changes(old, shapes_of(default={"delay": "25 ms"}), DEVICES) == CHANGES
+        assert tc_changes(old, shapes_of(default={"delay": "25 ms"}), DEVICES) == CHANGES
 
     def test_nothing_changes_nothing(self) -> None:
-        assert wan.tc_changes(shapes_of(), shapes_of(), DEVICES) == ""
+        assert tc_changes(shapes_of(), shapes_of(), DEVICES) == ""
 
     def test_other_sites_cannot_be_changed_into(self) -> None:
-        fewer = wan.path_shapes(network(), NAMES[:2])
+        fewer = path_shapes(network(), NAMES[:2])
         with pytest.raises(ValueError, match="sites have changed"):
-            wan.tc_changes(shapes_of(), fewer, DEVICES)
+            tc_changes(shapes_of(), fewer, DEVICES)
 
     @pytest.mark.parametrize("seed", range(50))
     def test_changes_lead_where_the_whole_program_leads(self, seed: int) -> None:
         chance = random.Random(seed)
-        old, new = (wan.path_shapes(random_network(chance), NAMES) for _ in range(2))
+        old, new = (path_shapes(random_network(chance), NAMES) for _ in range(2))
         changed, fresh = Tc(), Tc()
-        changed.run(wan.tc_program(old, DEVICES, SUBNETS))
-        changes = wan.tc_changes(old, new, DEVICES)
+        changed.run(tc_program(old, DEVICES, SUBNETS))
+        changes = tc_changes(old, new, DEVICES)
         assert "replace" not in changes
         assert " add " not in changes
         changed.run(changes)
-        fresh.run(wan.tc_program(new, DEVICES, SUBNETS))
+        fresh.run(tc_program(new, DEVICES, SUBNETS))
         assert changed.state() == fresh.state()
-        fresh.run(wan.tc_program(new, DEVICES, SUBNETS))  # repeatable
+        fresh.run(tc_program(new, DEVICES, SUBNETS))  # repeatable
         assert changed.state() == fresh.state()
 
     def test_equal_input_in_any_order_gives_equal_text(self) -> None:
-        shapes = wan.path_shapes(MIXED_NETWORK, NAMES)
+        shapes = path_shapes(MIXED_NETWORK, NAMES)
         shuffled = {pair: shapes[pair] for pair in reversed(list(shapes))}
         devices = {name: DEVICES[name] for name in reversed(NAMES)}
-        assert wan.tc_program(shuffled, devices, SUBNETS) == wan.tc_program(shapes, DEVICES, SUBNETS)
+        assert tc_program(shuffled, devices, SUBNETS) == tc_program(shapes, DEVICES, SUBNETS)
         flat = shapes_of()
-        assert wan.tc_changes(flat, shuffled, devices) == wan.tc_changes(flat, shapes, DEVICES)
+        assert tc_changes(flat, shuffled, devices) == tc_changes(flat, shapes, DEVICES)
 
     def test_every_path_has_its_own_class_netem_and_filter_on_sixty_four_sites(self) -> None:
         names = [f"s{number}" for number in range(64)]
         devices = {name: f"vec{number}" for number, name in enumerate(names)}
         subnets = {name: f"10.218.{number}.0/24" for number, name in enumerate(names)}
         router = Tc()
-        router.run(wan.tc_program(wan.path_shapes(network(), names), devices, subnets))
+        router.run(tc_program(path_shapes(network(), names), devices, subnets))
         assert len(router.classes) == len(router.netems) == len(router.filters) == 64 * 63
         for device in devices.values():
             classes = {classid for (on, _), classid in router.filters.items() if on == device}
@@ -239,8 +254,8 @@ class TestProgram:
         ],
     )
     def test_super_packets_are_kept_out_where_they_would_cheat(self, shape: dict[str, str], off: bool) -> None:
-        program = wan.tc_program(shapes_of(default=shape), DEVICES, SUBNETS)
-        assert program.startswith(wan.SEGMENTATION_OFF if off else wan.SEGMENTATION_ON)
+        program = tc_program(shapes_of(default=shape), DEVICES, SUBNETS)
+        assert program.startswith(SEGMENTATION_OFF if off else SEGMENTATION_ON)
 
 
 class TestVerdict:
@@ -256,7 +271,7 @@ class TestVerdict:
 
     def test_both_directions_count_in_a_round_trip(self) -> None:
         shapes = shapes_of(constraints=[{"from": "ares", "to": "brest", "delay": "30 ms"}])
-        assert wan.asked_rtt_s(shapes, ("ares", "brest")) == wan.asked_rtt_s(shapes, ("brest", "ares")) == 0.03
+        assert asked_rtt_s(shapes, ("ares", "brest")) == asked_rtt_s(shapes, ("brest", "ares")) == 0.03
         assert verdict(shapes) == ()
 
     @pytest.mark.parametrize(("extra_s", "good"), [(0.0009, True), (-0.0009, True), (0.0011, False), (-0.0011, False)])
@@ -278,7 +293,7 @@ class TestVerdict:
 
     def test_jitter_widens_the_tolerance_by_what_a_median_then_spreads(self) -> None:
         shapes = shapes_of(default={"delay": "50 ms", "jitter": "10 ms"})
-        tolerances_s = [wan_verdict.rtt_tolerance_s(shapes, ("ares", "brest"), Verify(), count) for count in (40, 4000)]
+        tolerances_s = [rtt_tolerance_s(shapes, ("ares", "brest"), Verify(), count) for count in (40, 4000)]
         # 2 % of 100 ms, and 3 x 1.2533 x 8.165 ms / sqrt(n)
         assert tolerances_s == pytest.approx([0.002 + 0.004854, 0.002 + 0.000485], abs=1e-6)
 
@@ -287,7 +302,7 @@ class TestVerdict:
         chance, outside = random.Random(1), 0
         for _ in range(1000):
             rtts_s = sorted(0.1 + chance.uniform(-0.01, 0.01) + chance.uniform(-0.01, 0.01) for _ in range(41))
-            outside += abs(rtts_s[20] - 0.1) > wan_verdict.rtt_tolerance_s(shapes, ("ares", "brest"), Verify(), 41)
+            outside += abs(rtts_s[20] - 0.1) > rtt_tolerance_s(shapes, ("ares", "brest"), Verify(), 41)
         assert outside <= 3
 
     def test_no_reply(self) -> None:
@@ -299,7 +314,7 @@ class TestVerdict:
         pairs = [
             measured(*pair, 0.0).model_copy(update=lost if set(pair) == {"ares", "brest"} else {}) for pair in shapes
         ]
-        assert wan_verdict.judge(shapes, pairs, Verify(), 0.0, measured_at="now").problems == ()
+        assert judge(shapes, pairs, Verify(), 0.0, measured_at="now").problems == ()
 
     def test_echoes_lost_where_none_should_be(self) -> None:
         assert verdict(shapes_of(), received=39) == ()
@@ -335,12 +350,10 @@ class TestVerdict:
             {"from": "brest", "to": "ares", "delay": "80 ms"},
         ]
         shapes = shapes_of(constraints=constraints)
-        right = [
-            measured(*pair, wan.asked_rtt_s(shapes, pair), one_way_median_s=shapes[pair].delay_s) for pair in shapes
-        ]
-        assert wan_verdict.judge(shapes, right, Verify(), 0.0, measured_at="now").problems == ()
+        right = [measured(*pair, asked_rtt_s(shapes, pair), one_way_median_s=shapes[pair].delay_s) for pair in shapes]
+        assert judge(shapes, right, Verify(), 0.0, measured_at="now").problems == ()
         swapped = [m.model_copy(update={"one_way_median_s": shapes[m.destination, m.source].delay_s}) for m in right]
-        first, second = wan_verdict.judge(shapes, swapped, Verify(), 0.0, measured_at="now").problems
+        first, second = judge(shapes, swapped, Verify(), 0.0, measured_at="now").problems
         assert first.startswith("ares -> brest: one-way delay asked 5.00 ms, measured 80.00 ms")
         assert second.startswith("brest -> ares: one-way delay asked 80.00 ms, measured 5.00 ms")
 
@@ -358,7 +371,7 @@ class TestVerdict:
 
     def test_measured_jitter_of_simulated_delays_is_within_its_tolerance(self) -> None:
         chance, outside = random.Random(1), 0
-        tolerance_s = wan_verdict.jitter_tolerance_s(0.01, Verify(rtt_tolerance="0 ms"), 40)
+        tolerance_s = jitter_tolerance_s(0.01, Verify(rtt_tolerance="0 ms"), 40)
         for _ in range(1000):
             found = probe.one_way([chance.uniform(0.01, 0.03) for _ in range(40)])["jitter_s"]
             outside += abs(found - 0.01) > tolerance_s
@@ -378,11 +391,11 @@ class TestVerdict:
     ) -> None:
         shapes = shapes_of(constraints=[{"from": "ares", "to": "brest", "rate": rate}])
         pairs = [measured(*pair, 0.0) for pair in shapes]
-        report = wan_verdict.judge(shapes, pairs, Verify(), 0.0, measured_at="now", forwards_bps=forwards_bps)
+        report = judge(shapes, pairs, Verify(), 0.0, measured_at="now", forwards_bps=forwards_bps)
         assert (report.problems == ()) is good
         assert good or "rate asked 1000.000 Mbit/s, not measured, and more than the 350 Mbit/s" in report.problems[0]
         seen = [m.model_copy(update={"rate_bps": shapes[m.source, m.destination].rate_bps}) for m in pairs]
-        report = wan_verdict.judge(shapes, seen, Verify(), 0.0, measured_at="now", forwards_bps=forwards_bps)
+        report = judge(shapes, seen, Verify(), 0.0, measured_at="now", forwards_bps=forwards_bps)
         assert report.problems == ()
 
     def test_what_was_not_measured_is_named_and_not_called_as_asked(self) -> None:
@@ -395,21 +408,21 @@ class TestVerdict:
         pairs = [
             measured(*pair, 0.01).model_copy(update=lost if set(pair) == {"ares", "brest"} else {}) for pair in shapes
         ]
-        report = wan_verdict.judge(shapes, pairs, Verify(), 0.0, measured_at="now")
+        report = judge(shapes, pairs, Verify(), 0.0, measured_at="now")
         assert report.problems == ()
-        assert wan_verdict.summary(report) == (
+        assert summary(report) == (
             "6 ordered pairs as asked where measured, largest RTT error 0.00 ms; not measured, only read back: "
             "RTT (2 of 6 pairs), jitter (1 of 6 pairs), loss (1 of 6 pairs), one-way delay (6 of 6 pairs), "
             "rate (1 of 6 pairs)"
         )
         flat = shapes_of(default={"delay": "5 ms"})
         whole = [measured(*pair, 0.01, one_way_median_s=0.005) for pair in flat]
-        report = wan_verdict.judge(flat, whole, Verify(), 0.0, measured_at="now")
-        assert wan_verdict.summary(report) == "6 ordered pairs as asked, largest RTT error 0.00 ms"
+        report = judge(flat, whole, Verify(), 0.0, measured_at="now")
+        assert summary(report) == "6 ordered pairs as asked, largest RTT error 0.00 ms"
 
     def test_a_record_of_before_one_way_delays_says_that_they_were_not_measured(self) -> None:
         old = measured("ares", "brest", 0.01).model_dump(exclude={"one_way_median_s", "jitter_s"})
-        verdict = wan.PairVerdict.model_validate(
+        verdict = PairVerdict.model_validate(
             {"asked": {"delay_s": 0.005}, "asked_rtt_s": 0.01, "measured": old, "problems": []}
         )
         assert verdict.not_measured == ("one-way delay",)
@@ -417,15 +430,15 @@ class TestVerdict:
     def test_a_pair_that_was_not_measured(self) -> None:
         shapes = shapes_of()
         pairs = [measured(*pair, 0.0) for pair in shapes if pair != ("cork", "ares")]
-        report = wan_verdict.judge(shapes, pairs, Verify(), 0.0, measured_at="now")
+        report = judge(shapes, pairs, Verify(), 0.0, measured_at="now")
         assert report.problems == ("cork -> ares: not measured",)
 
     def test_the_report_is_complete_sorted_and_can_be_kept(self) -> None:
         shapes = shapes_of(default={"delay": "1 ms"})
         pairs = [measured(*pair, 0.002) for pair in reversed(list(shapes))]
-        report = wan_verdict.judge(
+        report = judge(
             shapes, pairs, Verify(), 0.0001, measured_at="now", readback_problems=["x"], probe_scheduling="fifo"
         )
         assert [(v.measured.source, v.measured.destination) for v in report.pairs] == sorted(shapes)
         assert report.problems == ("x",)
-        assert wan.WanReport.model_validate_json(report.model_dump_json()) == report
+        assert WanReport.model_validate_json(report.model_dump_json()) == report

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from discovery_deploy.experiment.model import Network
-from discovery_deploy.wan import wan
-from discovery_deploy.wan.wan_readback import readback_problems
+from discovery_deploy.wan.shapes import path_shapes
+from discovery_deploy.wan.tc import readback_problems
 from tests.unit.wan.three_sites import DEVICES, MIXED_NETWORK, NAMES, SUBNETS
 
 RECORDED = Path(__file__).parents[2] / "recorded" / "tc_three_sites.json"
@@ -18,7 +18,7 @@ RECORDED = Path(__file__).parents[2] / "recorded" / "tc_three_sites.json"
 
 
 class TestReadback:
-    shapes = wan.path_shapes(MIXED_NETWORK, NAMES)
+    shapes = path_shapes(MIXED_NETWORK, NAMES)
 
     def problems(self, shown: dict[str, Any]) -> tuple[str, ...]:
         return readback_problems(self.shapes, json.dumps(shown), DEVICES, SUBNETS)
@@ -47,9 +47,9 @@ class TestReadback:
     )
     def test_every_value_is_compared(self, shown: dict[str, Any], change: dict[str, str], message: str) -> None:
         asked = {"delay": "37.5 ms", "jitter": "5 ms", "loss": "0.1 %", "rate": "20 Mbit/s", **change}
-        one = wan.path_shapes(
-            Network.model_validate({"constraints": [{"from": "ares", "to": "brest", **asked}]}), NAMES
-        )["ares", "brest"]
+        one = path_shapes(Network.model_validate({"constraints": [{"from": "ares", "to": "brest", **asked}]}), NAMES)[
+            "ares", "brest"
+        ]
         shapes = {**self.shapes, ("ares", "brest"): one}
         assert message in readback_problems(shapes, json.dumps(shown), DEVICES, SUBNETS)
 
