@@ -21,7 +21,6 @@ from discovery_deploy.agent import site_networks, wan_router
 from discovery_deploy.experiment.model import Network
 from discovery_deploy.wan import measure
 from discovery_deploy.wan.shapes import path_shapes
-from discovery_deploy.wan.tc import tc_changes
 from tests.integration.wan_bed import SLOT, Wan, plan_of
 
 SIZES = (3, 16, 64)
@@ -48,7 +47,7 @@ def changes(wan: Wan, label: str, repetitions: int) -> None:
         network = Network.model_validate({"default": {"delay": f"{(25, 10)[number % 2]} ms"}})
         new = path_shapes(network, wan.names)
         times = [time.monotonic()]
-        wan_router.apply(wan.plan, tc_changes(old, new, wan.devices))
+        wan.change(old, new)
         times.append(time.monotonic())
         problems = wan.readback(new)
         times.append(time.monotonic())

@@ -23,6 +23,7 @@ from discovery_deploy.agent import (
 from discovery_deploy.agent.conversation import Conversation
 from discovery_deploy.agent.machine import MachineError
 from discovery_deploy.agent.plan import read as read_plan
+from discovery_deploy.agent.plan import read_program
 
 Request = dict[str, Any]
 
@@ -147,7 +148,7 @@ def status(request: Request, talk: Conversation) -> Any:
 
 def shape(request: Request, talk: Conversation) -> Any:
     """Run a tc program in the WAN router."""
-    return wan_router.apply(read_plan(request["plan"]), request["program"])
+    return wan_router.apply(read_plan(request["plan"]), read_program(request["program"]))
 
 
 def read(request: Request, talk: Conversation) -> Any:

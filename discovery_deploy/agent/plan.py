@@ -8,7 +8,7 @@ library only.
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -142,9 +142,28 @@ class Plan:
         return replace(self, authorized_keys=(), peers=()) == replace(other, authorized_keys=(), peers=())
 
 
-def as_data(plan: Plan) -> dict[str, Any]:
-    """A plan as JSON takes it."""
-    data: dict[str, Any] = _as_json(asdict(plan))
+@dataclass(frozen=True)
+class TcProgram:
+    """What a WAN router is told."""
+
+    super_packets: bool
+    """Whether its ports may take packets of up to 64 KB (TSO, GSO)."""
+    devices: dict[str, tuple[str, ...]]
+    """The router's device -> lines of `tc -batch`, in their order."""
+
+    def of(self, devices: Collection[str]) -> TcProgram:
+        """What is about some of the devices."""
+        return replace(self, devices={name: lines for name, lines in self.devices.items() if name in devices})
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """All lines."""
+        return tuple(line for lines in self.devices.values() for line in lines)
+
+
+def as_data(value: Plan | TcProgram) -> dict[str, Any]:
+    """A plan, or a program, as JSON takes it."""
+    data: dict[str, Any] = _as_json(asdict(value))
     return data
 
 
@@ -164,6 +183,12 @@ def read(data: object) -> Plan:
     """
     plan: Plan = _dataclass(Plan, data, "plan")
     return plan
+
+
+def read_program(data: object) -> TcProgram:
+    """A program from what JSON gave. Raises MachineError, as `read`."""
+    program: TcProgram = _dataclass(TcProgram, data, "program")
+    return program
 
 
 def _dataclass(kind: Any, data: object, where: str) -> Any:

@@ -25,10 +25,11 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from discovery_deploy.agent import machine, tc_device, uml_kernel, wan_tunnels, wan_uml
 from discovery_deploy.agent.machine import MachineError
-from discovery_deploy.agent.plan import Peer, Plan, WanRouter
+from discovery_deploy.agent.plan import Peer, Plan, TcProgram, WanRouter, read_program
 from discovery_deploy.agent.plan import read as read_plan
 from discovery_deploy.agent.wan_uml import QUEUE_PACKETS, Port, UmlRouter
 
@@ -137,25 +138,30 @@ def run(plan: Plan, command: str, limit_s: float = 30.0) -> str:
     return _execute(router_of(plan), script, command, limit_s + 5)
 
 
-def apply(plan: Plan, program: str) -> None:
-    """Run a tc program. A comment "# segmentation: off" (or "on") in it also sets the ports' TSO and GSO.
+def apply(plan: Plan, program: TcProgram) -> None:
+    """Run a tc program.
 
     Raises:
-        MachineError: with tc's message and the line it is about.
+        MachineError: a device is none of the router's; or with tc's message and the line it is about.
     """
     router = router_of(plan)
-    for state in re.findall(r"^# segmentation: (on|off)$", program, re.MULTILINE):
-        for port in router.ports:
-            tc_device.set_segmentation(port.tap, dict.fromkeys(tc_device.SEGMENTATION_COMMANDS, state == "on"))
+    strange = sorted(set(program.devices) - {port.device for port in router.ports})
+    if strange:
+        raise MachineError(f"the WAN router has no device {', '.join(strange)}", "look at the plan")
+    for port in router.ports:
+        tc_device.set_segmentation(port.tap, dict.fromkeys(tc_device.SEGMENTATION_COMMANDS, program.super_packets))
+    text = "".join(f"{line}\n" for line in program.lines)
+    if not text:
+        return
     try:
-        _tc(router, "tc", program)
+        _tc(router, "tc", text)
     except MachineError as error:
-        line = tc_device.refused_line(program, error.what)
+        line = tc_device.refused_line(text, error.what)
         raise MachineError(f"the WAN router refused the tc program: {error.what}{line}") from error
 
 
-def read(plan: Plan) -> str:
-    """What tc shows in the router, as JSON: that of `tc_device.shown`, and "segmentation": {device: whether its port
+def read(plan: Plan) -> dict[str, Any]:
+    """What tc shows in the router: that of `tc_device.shown`, and "segmentation": {device: whether its port
     takes super-packets}.
     """
     router = router_of(plan)
@@ -168,7 +174,7 @@ def read(plan: Plan) -> str:
     except tc_device.DeviceError as error:
         raise MachineError(error.what) from error
     found["segmentation"] = {port.device: any(tc_device.segmentation(port.tap).values()) for port in router.ports}
-    return json.dumps(found, sort_keys=True)
+    return found
 
 
 def facts(plan: Plan) -> dict[str, str]:
@@ -399,9 +405,9 @@ def main(arguments: Sequence[str]) -> int:
         elif verb == "status":
             print("running" if alive(plan) else "down")
         elif verb == "read":
-            print(read(plan))
+            print(json.dumps(read(plan), sort_keys=True))
         elif verb == "apply":
-            apply(plan, sys.stdin.read())
+            apply(plan, read_program(json.load(sys.stdin)))
         else:
             print(run(plan, " ".join(arguments[2:])), end="")
     except MachineError as error:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from discovery_deploy.agent import machine, machine_verbs, wan_router
 from discovery_deploy.agent.names import is_name
-from discovery_deploy.agent.plan import Plan, as_data
+from discovery_deploy.agent.plan import Plan, TcProgram, as_data
 from discovery_deploy.agent.wan_tunnels import UDP_PORT
 from discovery_deploy.cloud.variables import EnvironmentsInterface
 from discovery_deploy.experiment.lease import Lease
@@ -174,7 +174,7 @@ class Nested:
 
         return [host for found in side_by_side(dead, list(plans)) for host in found]
 
-    def shape(self, lease: Lease, program: str) -> None:
+    def shape(self, lease: Lease, program: TcProgram) -> None:
         """Run a tc program: every machine's WAN router gets the lines for its own sites."""
         if machine_lease(lease) is None:
             return self.inner.shape(lease, program)
@@ -182,12 +182,12 @@ class Nested:
         parts = nesting.of_machines(program, plans)
 
         def shape(name: str) -> None:
-            agents.ask(name, "shape", {"plan": as_data(plans[name]), "program": parts[name]})
+            agents.ask(name, "shape", {"plan": as_data(plans[name]), "program": as_data(parts[name])})
 
         on_all(shape, list(parts))
         return None
 
-    def read_shape(self, lease: Lease) -> str:
+    def read_shape(self, lease: Lease) -> dict[str, Any]:
         """What tc shows in the WAN routers, as if they were one."""
         if machine_lease(lease) is None:
             return self.inner.read_shape(lease)

@@ -7,15 +7,13 @@ reach each other through tunnels (`wan_tunnels`); a path is shaped by the router
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from discovery_deploy.agent import wan_tunnels
-from discovery_deploy.agent.plan import Plan, as_data, read
+from discovery_deploy.agent.plan import Plan, TcProgram, as_data, read
 from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.model import Experiment, Host, Site
 from discovery_deploy.experiment.placement import placed
@@ -160,22 +158,16 @@ def owners(plans: Mapping[str, Plan]) -> dict[str, str]:
     return {site.router_device: name for name, plan in plans.items() for site in plan.sites}
 
 
-def of_machines(program: str, plans: Mapping[str, Plan]) -> dict[str, str]:
-    """A tc program divided: machine -> the lines for its devices; comments go to all. No entry where no line is.
+def of_machines(program: TcProgram, plans: Mapping[str, Plan]) -> dict[str, TcProgram]:
+    """A tc program divided: machine -> what is about its devices.
 
     Raises:
-        ValueError: a line is about no device of a machine.
+        ValueError: something is about no device of a machine.
     """
-    owner, comments = owners(plans), [line for line in program.splitlines() if line.startswith("#")]
-    lines: dict[str, list[str]] = {}
-    for line in program.splitlines():
-        if not line.strip() or line.startswith("#"):
-            continue
-        device = re.search(r"\bdev (\S+)", line)
-        if device is None or device[1] not in owner:
-            raise ValueError(f'no machine for the line "{line}"')
-        lines.setdefault(owner[device[1]], []).append(line)
-    return {name: "\n".join([*comments, *lines.get(name, ())]) + "\n" for name in plans if comments or name in lines}
+    strange = sorted(set(program.devices) - set(owners(plans)))
+    if strange:
+        raise ValueError(f"no machine has {', '.join(strange)}")
+    return {name: program.of({site.router_device for site in plan.sites}) for name, plan in plans.items()}
 
 
 def environments_of_machines(
@@ -187,13 +179,13 @@ def environments_of_machines(
     }
 
 
-def merged(shown: Sequence[str]) -> str:
+def merged(shown: Sequence[Mapping[str, Mapping[str, Any]]]) -> dict[str, Any]:
     """What tc shows on several machines as what it would show on one (`wan_router.read`)."""
-    found: dict[str, dict[str, Any]] = {}
-    for text in shown:
-        for key, devices in json.loads(text).items():
+    found: dict[str, Any] = {}
+    for one in shown:
+        for key, devices in one.items():
             found.setdefault(key, {}).update(devices)
-    return json.dumps(found, sort_keys=True)
+    return found
 
 
 def lease(

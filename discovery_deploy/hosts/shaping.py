@@ -7,8 +7,9 @@ from typing import Protocol
 
 from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.testbeds.base import ProviderInterface
+from discovery_deploy.wan import tc
+from discovery_deploy.wan.plan import WanPlan, wan_plan
 from discovery_deploy.wan.shapes import PathShape
-from discovery_deploy.wan.tc import readback_problems, tc_changes, tc_program
 
 Shapes = Mapping[tuple[str, str], PathShape]
 """(source site, destination site) -> shape."""
@@ -37,22 +38,22 @@ class RouterShaper:
         self.provider = provider
         self.lease = lease
 
+    def _plan(self, shapes: Shapes) -> WanPlan:
+        return wan_plan(shapes, self.lease.site_devices, self.lease.site_subnets)
+
     def put(self, shapes: Shapes) -> None:
         """See `Shaper`."""
-        lease = self.lease
-        self.provider.shape(lease, tc_program(shapes, lease.site_devices, lease.site_subnets))
+        self.provider.shape(self.lease, tc.program(self._plan(shapes)))
 
     def change(self, old: Shapes, new: Shapes) -> None:
         """See `Shaper`."""
-        program = tc_changes(old, new, self.lease.site_devices)
+        program = tc.changes(self._plan(old), self._plan(new))
         if program:
             self.provider.shape(self.lease, program)
 
     def problems(self, shapes: Shapes) -> tuple[str, ...]:
         """See `Shaper`."""
-        lease = self.lease
-        shown = self.provider.read_shape(lease)
-        return tuple(readback_problems(shapes, shown, lease.site_devices, lease.site_subnets))
+        return tc.problems(self._plan(shapes), self.provider.read_shape(self.lease))
 
     def facts(self) -> str:
         """See `Shaper`."""
@@ -64,7 +65,7 @@ def router_program(shapes: Shapes, sites: tuple[str, ...], lease: Lease | None) 
     reserved = lease if lease and set(lease.site_devices) == set(sites) else None
     devices = reserved.site_devices if reserved else {name: f"<towards {name}>" for name in sites}
     subnets = reserved.site_subnets if reserved else {name: f"<network of {name}>" for name in sites}
-    return tc_program(shapes, devices, subnets)
+    return tc.text(tc.program(wan_plan(shapes, devices, subnets)))
 
 
 def bring(shaper: Shaper, known: Shapes, shapes: Shapes) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+from discovery_deploy.agent.plan import TcProgram
 from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.system.progress import Progress
@@ -67,14 +68,14 @@ class ProviderInterface(Protocol):
         Whether a running host can be reached by ssh, the driver asks itself.
         """
 
-    def shape(self, lease: Lease, program: str) -> None:
-        """Run a tc program (`tc -batch` text) on the WAN router. Raises TestbedError with tc's message.
+    def shape(self, lease: Lease, program: TcProgram) -> None:
+        """Run a tc program on the WAN router. Raises TestbedError with tc's message.
 
         This, `read_shape` and `router_facts` are asked only where a router shapes the WAN.
         """
 
-    def read_shape(self, lease: Lease) -> str:
-        """What tc shows there: one JSON text {"qdisc": {device: [...]}, "class": {...}, "filter": {...}}."""
+    def read_shape(self, lease: Lease) -> dict[str, Any]:
+        """What tc shows there, as `tc.device_problems` takes it."""
 
     def router_facts(self, lease: Lease) -> str:
         """What shapes the WAN, in words: mode, kernel, scheduling, and TCP's congestion control between sites."""

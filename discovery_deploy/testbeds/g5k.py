@@ -21,6 +21,7 @@ from typing import Any
 from discovery_deploy.agent import machine
 from discovery_deploy.agent.machine import MachineError
 from discovery_deploy.agent.names import is_name
+from discovery_deploy.agent.plan import TcProgram
 from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.software import enoslib_environment
@@ -253,11 +254,11 @@ class G5kProvider:
             )
         return "\n".join(lines) + "\n"
 
-    def shape(self, lease: Lease, program: str) -> None:
+    def shape(self, lease: Lease, program: TcProgram) -> None:
         """Not asked: every host shapes what it sends."""
         raise TestbedError("machines of Grid'5000 have no WAN router")
 
-    def read_shape(self, lease: Lease) -> str:
+    def read_shape(self, lease: Lease) -> dict[str, Any]:
         """Not asked: every host shapes what it sends."""
         raise TestbedError("machines of Grid'5000 have no WAN router")
 

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from discovery_deploy.agent import cgroups, containers, machine, nspawn, site_networks, uml_kernel, wan_router
 from discovery_deploy.agent.machine import MachineError
 from discovery_deploy.agent.machine_plans import SLOTS, clear, free_slots, read_plan, write_plan
 from discovery_deploy.agent.names import is_name
-from discovery_deploy.agent.plan import Bind, Host, Plan, Site, WanRouter, as_data, read
+from discovery_deploy.agent.plan import Bind, Host, Plan, Site, TcProgram, WanRouter, as_data, read
 from discovery_deploy.agent.wan_uml import UmlRouter
 from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.model import Experiment
@@ -221,12 +222,12 @@ class LocalProvider:
             dead = [name for name, state in containers.status(plan).items() if state["state"] != "running"]
             return dead if wan_router.alive(plan) else [*dead, ROUTER]
 
-    def shape(self, lease: Lease, program: str) -> None:
+    def shape(self, lease: Lease, program: TcProgram) -> None:
         """Run a tc program in the WAN router."""
         with _as_testbed_error(lease.experiment):
             wan_router.apply(plan_of(lease), program)
 
-    def read_shape(self, lease: Lease) -> str:
+    def read_shape(self, lease: Lease) -> dict[str, Any]:
         """What tc shows in the WAN router."""
         with _as_testbed_error(lease.experiment):
             return wan_router.read(plan_of(lease))

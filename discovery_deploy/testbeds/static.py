@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from discovery_deploy.agent import given_host, host_cleaner, host_packages, machine, tc_device
 from discovery_deploy.agent.machine import MachineError
 from discovery_deploy.agent.names import is_name
+from discovery_deploy.agent.plan import TcProgram
 from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.model import Experiment, Machine, Static
 from discovery_deploy.software.traces import traces
@@ -188,11 +189,11 @@ class StaticProvider:
             return [host.name for host, gone in zip(lease.hosts, dead, strict=True) if gone]
         return [host.name for host in lease.hosts]
 
-    def shape(self, lease: Lease, program: str) -> None:
+    def shape(self, lease: Lease, program: TcProgram) -> None:
         """Never asked: hosts shape what they send."""
         raise TestbedError(f"{lease.experiment}: provider static has no WAN router")
 
-    def read_shape(self, lease: Lease) -> str:
+    def read_shape(self, lease: Lease) -> dict[str, Any]:
         """Never asked: hosts shape what they send."""
         raise TestbedError(f"{lease.experiment}: provider static has no WAN router")
 

@@ -15,10 +15,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from discovery_deploy.agent import machine, site_networks
 from discovery_deploy.agent.machine import MachineError
 from discovery_deploy.agent.names import is_name
+from discovery_deploy.agent.plan import TcProgram
 from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.experiment.provider_models import Vagrant
@@ -226,11 +228,11 @@ class VagrantProvider:
         before = vagrant_plan.prefix(lease.experiment)
         return [host.name for host in lease.hosts if f"{before}{host.name}" not in running]
 
-    def shape(self, lease: Lease, program: str) -> None:
+    def shape(self, lease: Lease, program: TcProgram) -> None:
         """Never asked: hosts shape what they send."""
         raise TestbedError(f"{lease.experiment}: provider vagrant has no WAN router")
 
-    def read_shape(self, lease: Lease) -> str:
+    def read_shape(self, lease: Lease) -> dict[str, Any]:
         """Never asked: hosts shape what they send."""
         raise TestbedError(f"{lease.experiment}: provider vagrant has no WAN router")
 

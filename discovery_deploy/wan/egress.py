@@ -16,13 +16,11 @@ from typing import Protocol
 from discovery_deploy.experiment.model import Verify
 from discovery_deploy.system.errors import MeasurementError, TestbedError
 from discovery_deploy.system.strict import Strict
+from discovery_deploy.wan.plan import Device, Path, class_minor
 from discovery_deploy.wan.shapes import Pair, PathShape, asked_rtt_s, single_packets
 from discovery_deploy.wan.tc import (
     SEGMENTATION_ON,
-    ExpectedDevice,
-    ExpectedPath,
     change_lines,
-    class_minor,
     device_problems,
     filter_line,
     path_lines,
@@ -195,16 +193,17 @@ def readback_problems(shapes: Shapes, shown: Mapping[str, str], hosts: Sequence[
             left = [str(root["kind"]) for root in roots if root.get("handle") != "0:"]
             problems += [f"{where}: nothing is to be shaped, but tc shows {kind}" for kind in left]
             continue
-        expected = {
-            minors[destination]: ExpectedPath(
+        expected = tuple(
+            Path(
                 name=f"{host.site} -> {destination} ({where})",
+                minor=minors[destination],
                 shape=shape,
-                packets=tuple(f"to {address}/32" for address in addresses[destination]),
+                matches=tuple(f"dst {address}/32" for address in addresses[destination]),
             )
             for destination, shape in paths.items()
-        }
-        device = ExpectedDevice(host.site_device, where, expected, single_packets(paths.values()))
-        problems += device_problems(device, on_host)
+        )
+        device = Device(host.site_device, where, expected)
+        problems += device_problems(device, on_host, not single_packets(paths.values()))
     return tuple(problems)
 
 

@@ -8,25 +8,23 @@ programs of the same parts.
 from __future__ import annotations
 
 import ipaddress
-import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from discovery_deploy.wan.shapes import FRAME_BYTES, UNLIMITED_BPS, Pair, PathShape, limit_packets, single_packets
+from discovery_deploy.agent.plan import TcProgram
+from discovery_deploy.wan.plan import Device, Path, WanPlan
+from discovery_deploy.wan.shapes import FRAME_BYTES, UNLIMITED_BPS, PathShape, limit_packets, single_packets
 
 BURST_S = 0.004
 """A class may send this long at once: a router that wakes late by less loses no rate."""
 
-FIRST_MINOR = 0x10
-"""Class of the first source site (by name); lower numbers are left to HTB itself."""
-
 SEGMENTATION_OFF = "# segmentation: off"
 
 SEGMENTATION_ON = "# segmentation: on"
-"""Comments for whoever runs a program: whether the router's ports may take super-packets of up to 64 KB (TSO, GSO)."""
+"""Comments at the head of a program: whether super-packets of up to 64 KB (TSO, GSO) may come to its devices."""
 TIME_ROUNDING_S = 2e-6
 """tc 6.1 shows 37.5 ms as 0.037499 and 1.234567 ms as 0.001233."""
 RATIO_ROUNDING = 1e-5
@@ -41,11 +39,6 @@ _NETEM_KEYS = frozenset({"limit", "delay", "loss-random", "ecn", "gap", "seed"})
 
 A `seed` is shown by newer versions; `ecn` and `gap` are always shown and must be false and 0.
 """
-
-
-def class_minor(site_names: Iterable[str]) -> dict[str, str]:
-    """Site -> minor number of the class of its paths on every device, also its netem's handle (hexadecimal text)."""
-    return {name: f"{FIRST_MINOR + index:x}" for index, name in enumerate(sorted(site_names))}
 
 
 def _number(value: float) -> str:
@@ -101,44 +94,49 @@ def segmentation(shapes: Iterable[PathShape]) -> str:
     return SEGMENTATION_OFF if single_packets(shapes) else SEGMENTATION_ON
 
 
-def tc_program(shapes: Mapping[Pair, PathShape], devices: Mapping[str, str], subnets: Mapping[str, str]) -> str:
-    """The whole program for `tc -batch`, for a router that has one already or none.
+def program(plan: WanPlan) -> TcProgram:
+    """The whole program, for a router that has one already or none.
 
     Packets that wait in a queue are lost when it is run, and for a moment nothing is shaped.
-
-    Args:
-        shapes: as from `path_shapes`.
-        devices: site -> the router's device towards it.
-        subnets: site -> its network (CIDR).
     """
-    minors = class_minor(devices)
-    lines = [segmentation(shapes.values())]
-    for destination in sorted(devices):
-        device = devices[destination]
-        lines += root_lines(device)
-        for source in sorted(devices):
-            if source == destination:
-                continue
-            minor = minors[source]
-            lines += path_lines(device, minor, shapes[source, destination])
-            lines.append(filter_line(device, minor, f"src {subnets[source]}"))
-    return "\n".join(lines) + "\n"
+    return TcProgram(plan.super_packets, {device.name: tuple(_device_lines(device)) for device in plan.devices})
 
 
-def tc_changes(old: Mapping[Pair, PathShape], new: Mapping[Pair, PathShape], devices: Mapping[str, str]) -> str:
-    """The program that turns a router with `old` into one with `new`, with no packet lost; "" when they are equal.
+def _device_lines(device: Device) -> Iterator[str]:
+    yield from root_lines(device.name)
+    for path in device.paths:
+        yield from path_lines(device.name, path.minor, path.shape)
+        for match in path.matches:
+            yield filter_line(device.name, path.minor, match)
+
+
+def changes(old: WanPlan, new: WanPlan) -> TcProgram | None:
+    """The program that turns a router with `old` into one with `new`, with no packet lost; None when there is none.
 
     Raises:
-        ValueError: the two are not of the same sites: that needs `tc_program`.
+        ValueError: the two differ in more than shapes: that needs `program`.
     """
-    if set(old) != set(new):
+    if [_without_shapes(device) for device in old.devices] != [_without_shapes(device) for device in new.devices]:
         raise ValueError("the sites have changed: the whole program must be run")
-    minors = class_minor(devices)
-    lines = []
-    for source, destination in sorted(new, key=lambda pair: (pair[1], pair[0])):
-        before, after = old[source, destination], new[source, destination]
-        lines += change_lines(devices[destination], minors[source], before, after)
-    return "\n".join([segmentation(new.values()), *lines]) + "\n" if lines else ""
+    lines: dict[str, tuple[str, ...]] = {}
+    for before, after in zip(old.devices, new.devices, strict=True):
+        changed = [
+            line
+            for one, other in zip(before.paths, after.paths, strict=True)
+            for line in change_lines(after.name, other.minor, one.shape, other.shape)
+        ]
+        if changed:
+            lines[after.name] = tuple(changed)
+    return TcProgram(new.super_packets, lines) if lines else None
+
+
+def _without_shapes(device: Device) -> tuple[str, tuple[tuple[str, tuple[str, ...]], ...]]:
+    return device.name, tuple((path.minor, path.matches) for path in device.paths)
+
+
+def text(told: TcProgram) -> str:
+    """A program for people."""
+    return "\n".join([SEGMENTATION_ON if told.super_packets else SEGMENTATION_OFF, *told.lines]) + "\n"
 
 
 @dataclass(frozen=True)
@@ -151,30 +149,6 @@ class _Shown:
     """Class -> rate."""
     filters: dict[str, list[str]]
     """Class -> which packets are sent there, in the order in which they are tried."""
-
-
-@dataclass(frozen=True)
-class ExpectedPath:
-    """A path that a device should shape."""
-
-    name: str
-    """In messages: source, destination and device."""
-    shape: PathShape
-    packets: tuple[str, ...]
-    """Which packets take it: "from NETWORK" or "to NETWORK", in the order of the program."""
-
-
-@dataclass(frozen=True)
-class ExpectedDevice:
-    """What tc should show on a device with our htb."""
-
-    name: str
-    where: str
-    """In messages: the device, and what it is."""
-    paths: Mapping[str, ExpectedPath]
-    """Minor number of the class -> path."""
-    single_packets: bool
-    """Whether it must take no super-packets."""
 
 
 def _packets(match: Mapping[str, Any]) -> str:
@@ -228,8 +202,8 @@ def _netem_problems(shape: PathShape, qdisc: Mapping[str, Any] | None) -> Iterat
         yield f"netem also has {', '.join(foreign)}"
 
 
-def _path_problems(path: ExpectedPath, minor: str, shown: _Shown) -> Iterator[str]:
-    classid, shape = f"1:{minor}", path.shape
+def _path_problems(path: Path, shown: _Shown) -> Iterator[str]:
+    classid, shape = f"1:{path.minor}", path.shape
     asked_bps = shape.rate_bps or UNLIMITED_BPS
     shown_bps = shown.rates_bps.get(classid)
     if shown_bps is None:
@@ -237,56 +211,42 @@ def _path_problems(path: ExpectedPath, minor: str, shown: _Shown) -> Iterator[st
     elif abs(asked_bps - shown_bps) > 8 + RATE_ROUNDING * asked_bps:
         yield f"rate asked {asked_bps / 1e6:g} Mbit/s, tc shows {shown_bps / 1e6:g} Mbit/s"
     yield from _netem_problems(shape, shown.qdiscs.get(classid))
-    if shown.filters.get(classid, []) != list(path.packets):
-        asked = ", ".join(path.packets)
-        yield f"packets {asked} should go to class {classid}, tc shows {shown.filters.get(classid, [])}"
+    asked = [match.replace("src ", "from ").replace("dst ", "to ") for match in path.matches]
+    if shown.filters.get(classid, []) != asked:
+        yield f"packets {', '.join(asked)} should go to class {classid}, tc shows {shown.filters.get(classid, [])}"
 
 
-def device_problems(device: ExpectedDevice, shown: Mapping[str, Any]) -> Iterator[str]:
+def device_problems(device: Device, shown: Mapping[str, Any], super_packets: bool) -> Iterator[str]:
     """Differences between what a device should have and what tc shows, within tc's own rounding.
 
     Args:
         device: with our htb.
         shown: {"qdisc": {device: [objects of tc -j]}, "class": {device: [lines of tc]}, "filter": {device: [objects]},
             "segmentation": {device: bool}}.
+        super_packets: whether it may take them.
     """
     on_device = _shown(shown, device.name)
     root = on_device.qdiscs.get("root", {"kind": "nothing"})
     if root["kind"] != "htb" or root.get("handle") != "1:" or int(root["options"].get("default", "0"), 16) != 0:
         yield f"{device.where}: no htb of ours at the root, but {root['kind']}"
         return
-    for minor, path in device.paths.items():
-        for problem in _path_problems(path, minor, on_device):
+    for path in device.paths:
+        for problem in _path_problems(path, on_device):
             yield f"{path.name}: {problem}"
-    ours = {f"1:{minor}" for minor in device.paths}
+    ours = {f"1:{path.minor}" for path in device.paths}
     for classid in sorted((set(on_device.rates_bps) | set(on_device.filters)) - ours):
         yield f"{device.where}: class or filter {classid} is not ours"
-    if shown["segmentation"].get(device.name) and device.single_packets:
+    if shown["segmentation"].get(device.name) and not super_packets:
         yield f"{device.where}: takes super-packets (TSO, GSO), which shaping needs off"
 
 
-def readback_problems(
-    shapes: Mapping[Pair, PathShape], shown_json: str, devices: Mapping[str, str], subnets: Mapping[str, str]
-) -> tuple[str, ...]:
-    """Differences between the shapes that were asked and what the router shows, within tc's own rounding.
+def problems(plan: WanPlan, shown: Mapping[str, Any]) -> tuple[str, ...]:
+    """Differences between a plan and what the router shows, within tc's own rounding.
 
     Args:
-        shapes: as from `shapes.path_shapes`.
-        shown_json: what `wan_router.read` returns; JSON of what `device_problems` takes.
-        devices: site -> the router's device towards it.
-        subnets: site -> its network (CIDR).
+        plan: that was put there.
+        shown: as for `device_problems`.
     Returns:
         One line a difference, each naming the path or device; empty when all is as asked.
     """
-    shown, minors = json.loads(shown_json), class_minor(devices)
-    single = single_packets(shapes.values())
-    problems: list[str] = []
-    for destination, device in sorted(devices.items()):
-        paths = {
-            minors[source]: ExpectedPath(
-                f"{source} -> {destination} ({device})", shapes[source, destination], (f"from {subnets[source]}",)
-            )
-            for source in sorted(set(devices) - {destination})
-        }
-        problems += device_problems(ExpectedDevice(device, f"{device} towards {destination}", paths, single), shown)
-    return tuple(problems)
+    return tuple(problem for device in plan.devices for problem in device_problems(device, shown, plan.super_packets))

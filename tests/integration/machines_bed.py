@@ -19,9 +19,9 @@ from discovery_deploy.agent.plan import Plan, WanRouter, as_data
 from discovery_deploy.experiment.model import Experiment, Network
 from discovery_deploy.hosts import nesting
 from discovery_deploy.testbeds import local
+from discovery_deploy.wan import tc
 from discovery_deploy.wan.measure import HERE, on_this_machine
 from discovery_deploy.wan.shapes import Pair, PathShape, path_shapes
-from discovery_deploy.wan.tc import readback_problems, tc_program
 from tests.integration.wan_bed import Wan
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -140,14 +140,14 @@ class MachinesWan(Wan):
 
     def shape(self, network: Network) -> dict[Pair, PathShape]:
         shapes = path_shapes(network, self.names)
-        program = tc_program(shapes, self.devices, self.subnets)
+        program = tc.program(self.wan_plan(shapes))
         for machine, part in nesting.of_machines(program, self.plans).items():
-            self.router(machine, "apply", text=part)
+            self.router(machine, "apply", text=json.dumps(as_data(part)))
         return shapes
 
     def readback(self, shapes: dict[Pair, PathShape]) -> tuple[str, ...]:
-        shown = nesting.merged([self.router(machine, "read") for machine in self.plans])
-        return tuple(readback_problems(shapes, shown, self.devices, self.subnets))
+        shown = nesting.merged([json.loads(self.router(machine, "read")) for machine in self.plans])
+        return tc.problems(self.wan_plan(shapes), shown)
 
     def router(self, machine: str, verb: str, *words: str, text: str = "") -> str:
         plan = str(self.plans[machine].directory / "plan.json")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from discovery_deploy.agent import cgroups, machine, site_networks
+from discovery_deploy.agent.plan import TcProgram
 from discovery_deploy.experiment.lease import Lease
 from discovery_deploy.system.errors import TestbedError
 from tests.integration.local_bed import LocalBed, answers, experiment, in_namespace, kill_now, reaches, until
@@ -46,13 +47,14 @@ def test_hosts_know_each_other_by_name_on_the_site_network(shared_bed: LocalBed,
 
 
 def test_the_machine_reaches_site_addresses_without_the_wan(shared_bed: LocalBed, three: Lease) -> None:
-    shared_bed.provider.shape(three, "qdisc replace dev vec0 root netem delay 300ms limit 1000\n")
+    slow, quick = "qdisc replace dev vec0 root netem delay 300ms limit 1000", "qdisc del dev vec0 root"
+    shared_bed.provider.shape(three, TcProgram(super_packets=True, devices={"vec0": (slow,)}))
     started = time.monotonic()
     with socket.create_connection((three.at("paris").site_address, 22), timeout=5) as connection:
         assert connection.recv(3) == b"SSH"
     assert time.monotonic() - started < 0.3  # by the WAN, one way alone takes as long
-    assert '"netem"' in shared_bed.provider.read_shape(three)
-    shared_bed.provider.shape(three, "qdisc del dev vec0 root\n")
+    assert "netem" in {qdisc["kind"] for qdisc in shared_bed.provider.read_shape(three)["qdisc"]["vec0"]}
+    shared_bed.provider.shape(three, TcProgram(super_packets=True, devices={"vec0": (quick,)}))
 
 
 def test_sites_reach_each_other_through_the_router_and_not_around_it(shared_bed: LocalBed, three: Lease) -> None:

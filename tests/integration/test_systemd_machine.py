@@ -61,7 +61,7 @@ LOOK = r"""
 import json, subprocess, time, traceback
 from pathlib import Path
 from discovery_deploy.agent import cgroups, containers, machine, wan_router
-from discovery_deploy.agent.plan import read
+from discovery_deploy.agent.plan import TcProgram, read
 data = json.loads(Path("/job/plan.json").read_text())
 plan = read(data)
 Path("/state/environments").mkdir()
@@ -93,7 +93,7 @@ try:
     inside = f"nsenter -t {leader} -m -u -i -n -p "
     found["inside"] = shell(inside + "systemctl show -p MemoryAccounting -p MemoryCurrent ssh")
     found["priority"] = shell(inside + "chrt -f 40 echo real time")
-    wan_router.apply(plan, "qdisc replace dev vec0 root netem delay 30ms limit 1000\n")
+    wan_router.apply(plan, TcProgram(True, {"vec0": ("qdisc replace dev vec0 root netem delay 30ms limit 1000",)}))
     found["ping"] = shell("ip netns exec dd3-paris-1 ping -q -c 3 -i 0.2 10.131.1.10 | tail -1")
     before = {name: state["pids"] for name, state in containers.status(plan).items()}
     shell("systemctl daemon-reload")

@@ -17,11 +17,10 @@ import pytest
 
 from discovery_deploy.agent import probe, site_networks, uml_kernel, wan_router, wan_uml
 from discovery_deploy.agent.machine import MachineError
-from discovery_deploy.agent.plan import Plan, WanRouter, as_data
+from discovery_deploy.agent.plan import Plan, TcProgram, WanRouter, as_data
 from discovery_deploy.experiment.model import Verify
 from discovery_deploy.wan import measure
 from discovery_deploy.wan.shapes import path_shapes
-from discovery_deploy.wan.tc import SEGMENTATION_ON, tc_changes
 from tests.integration import wan_checks
 from tests.integration.wan_bed import SITE_NAMES, SLOT, Wan, plan_of, wan_sites
 
@@ -70,7 +69,7 @@ class TestPhysics(wan_checks.OnThreeSites):
         assert min(v.measured.rtt_max_s or 0.0 for v in report.pairs) > 0.043
         assert all(v.measured.jitter_s for v in report.pairs)
         steady = wan_checks.network(default={"delay": "20 ms"})
-        wan_router.apply(three.plan, tc_changes(shapes, path_shapes(steady, three.names), three.devices))
+        three.change(shapes, path_shapes(steady, three.names))
         report = measure.verify_wan(three.run, three.points, shapes, Verify())
         assert {v.problems[0].split(" ms,")[0] for v in report.pairs} == {
             f"{a} -> {b}: jitter asked 5.00" for a, b in shapes
@@ -123,7 +122,7 @@ class TestVerification:
     def test_readback_sees_super_packets(self, three: Wan) -> None:
         shapes = three.shape(wan_checks.network(default={"loss": "1 %"}))
         assert three.readback(shapes) == ()
-        wan_router.apply(three.plan, SEGMENTATION_ON)
+        wan_router.apply(three.plan, TcProgram(super_packets=True, devices={}))
         assert three.readback(shapes)[0] == "vec0 towards ares: takes super-packets (TSO, GSO), which shaping needs off"
         assert three.readback(three.shape(wan_checks.network())) == ()
 
@@ -139,9 +138,13 @@ class TestVerification:
         wan_checks.until_good(wrong)
 
     def test_a_program_that_tc_refuses_names_the_line(self, three: Wan) -> None:
-        program = "qdisc replace dev vec0 root pfifo\nqdisc replace dev vec9 root pfifo\n"
+        program = TcProgram(True, {"vec0": ("qdisc replace dev vec0 root pfifo", "qdisc replace dev vec9 root pfifo")})
         with pytest.raises(MachineError, match=r'Cannot find device "vec9"(?s:.*)line 2 is "qdisc replace dev vec9'):
             wan_router.apply(three.plan, program)
+
+    def test_a_program_for_a_device_that_is_none_is_refused(self, three: Wan) -> None:
+        with pytest.raises(MachineError, match="the WAN router has no device vec9"):
+            wan_router.apply(three.plan, TcProgram(True, {"vec0": (), "vec9": ()}))
 
 
 class TestRouter:

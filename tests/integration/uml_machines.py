@@ -13,8 +13,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from discovery_deploy.agent import uml_kernel
+from discovery_deploy.agent.plan import TcProgram
 from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.system.progress import Progress
@@ -125,10 +127,10 @@ class UmlMachines:
     def dead_hosts(self, lease: Lease) -> list[str]:
         return []
 
-    def shape(self, lease: Lease, program: str) -> None:
+    def shape(self, lease: Lease, program: TcProgram) -> None:
         raise AssertionError("direct hosts have no router")
 
-    def read_shape(self, lease: Lease) -> str:
+    def read_shape(self, lease: Lease) -> dict[str, Any]:
         raise AssertionError("direct hosts have no router")
 
     def router_facts(self, lease: Lease) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from discovery_deploy.agent import site_networks, wan_router
 from discovery_deploy.agent.plan import Host, Plan, Site, WanRouter
 from discovery_deploy.experiment.model import Network
+from discovery_deploy.wan import tc
 from discovery_deploy.wan.measure import HERE, Point, on_this_machine
+from discovery_deploy.wan.plan import WanPlan, wan_plan
 from discovery_deploy.wan.shapes import Pair, PathShape, path_shapes
-from discovery_deploy.wan.tc import readback_problems, tc_program
 
 SITE_NAMES = ("ares", "brest", "cork", "delft", "essen", "faro", "gent", "hull")
 SLOT = 90
@@ -113,14 +114,23 @@ class Wan:
             raise RuntimeError(f"{host}: {done.stderr}")
         return done.stdout
 
+    def wan_plan(self, shapes: Mapping[Pair, PathShape]) -> WanPlan:
+        return wan_plan(shapes, self.devices, self.subnets)
+
+    def change(self, old: Mapping[Pair, PathShape], new: Mapping[Pair, PathShape]) -> None:
+        """Bring paths with these shapes to those."""
+        program = tc.changes(self.wan_plan(old), self.wan_plan(new))
+        assert program is not None
+        wan_router.apply(self.plan, program)
+
     def shape(self, network: Network) -> dict[Pair, PathShape]:
         """Run the whole program of a network; its shapes."""
         shapes = path_shapes(network, self.names)
-        wan_router.apply(self.plan, tc_program(shapes, self.devices, self.subnets))
+        wan_router.apply(self.plan, tc.program(self.wan_plan(shapes)))
         return shapes
 
     def readback(self, shapes: dict[Pair, PathShape]) -> tuple[str, ...]:
-        return readback_problems(shapes, wan_router.read(self.plan), self.devices, self.subnets)
+        return tc.problems(self.wan_plan(shapes), wan_router.read(self.plan))
 
 
 @contextlib.contextmanager

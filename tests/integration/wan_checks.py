@@ -17,7 +17,6 @@ from discovery_deploy.agent import probe, wan_router
 from discovery_deploy.experiment.model import Network, Verify
 from discovery_deploy.wan import measure
 from discovery_deploy.wan.shapes import Pair, PathShape, asked_rtt_s, path_shapes
-from discovery_deploy.wan.tc import tc_changes
 from tests.integration.wan_bed import Wan
 
 MEASUREMENTS = 6
@@ -133,7 +132,7 @@ def directions_that_were_swapped_are_told(wan: Wan) -> None:
 
     until_good(wrong)
     swapped = {**asked, (a, b): asked[b, a], (b, a): asked[a, b]}
-    wan_router.apply(wan.plan, tc_changes(asked, swapped, wan.devices))
+    wan.change(asked, swapped)
 
     def unseen() -> dict[Any, Any]:
         problems = measure.verify_wan(wan.run, wan.points, asked, Verify()).problems
@@ -161,7 +160,7 @@ def a_way_that_loses_all_is_not_called_measured(wan: Wan) -> None:
         return {} if good and not report.problems else {"report": report}
 
     until_good(wrong)
-    wan_router.apply(wan.plan, tc_changes(shapes, {**shapes, (a, b): shapes[b, a]}, wan.devices))
+    wan.change(shapes, {**shapes, (a, b): shapes[b, a]})
     (there, back) = measure.verify_wan(wan.run, wan.points, shapes, Verify()).problems
     assert there.startswith(f"{a} -> {b}: 40 of 40 echoes came back, asked was a loss of 100 % on the way there")
     assert back.startswith(f"{b} -> {a}: 40 of 40 echoes came back, asked was a loss of 100 % on the way back")
@@ -235,7 +234,7 @@ def a_change_loses_no_packet(wan: Wan) -> None:
     for setting in settings:
         assert pinging.is_alive(), "the changes must come while echoes are sent"
         new = path_shapes(setting, wan.names)
-        wan_router.apply(wan.plan, tc_changes(old, new, wan.devices))
+        wan.change(old, new)
         old = new
         pinging.join(0.15)
     assert pinging.is_alive(), "the changes must come while echoes are sent"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from discovery_deploy.agent.plan import TcProgram
 from discovery_deploy.driver.phases import State
 from discovery_deploy.driver.testbed import Testbed
 from discovery_deploy.experiment.lease import Lease
@@ -31,13 +31,13 @@ class Provider:
     """Keeps the programs that it is told to run."""
 
     def __init__(self) -> None:
-        self.programs: list[str] = []
+        self.programs: list[TcProgram] = []
 
-    def shape(self, lease: Lease, program: str) -> None:
+    def shape(self, lease: Lease, program: TcProgram) -> None:
         self.programs.append(program)
 
-    def read_shape(self, lease: Lease) -> str:
-        return json.dumps({"qdisc": {}, "class": {}, "filter": {}})
+    def read_shape(self, lease: Lease) -> dict[str, Any]:
+        return {"qdisc": {}, "class": {}, "filter": {}}
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def bed(tmp_path: Path) -> tuple[Testbed, Provider]:
     return made, provider
 
 
-def lossy(program: str) -> bool:
-    return any("loss 100" in line for line in program.splitlines())
+def lossy(program: TcProgram) -> bool:
+    return any("loss 100" in line for line in program.lines)
 
 
 def test_everything_is_lost_until_the_end(bed: tuple[Testbed, Provider]) -> None:

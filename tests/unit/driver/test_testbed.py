@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from discovery_deploy.agent.plan import TcProgram
 from discovery_deploy.bench.bench import SiteResult
 from discovery_deploy.bench.campaign import settings
 from discovery_deploy.driver import wan_acts
@@ -92,7 +93,7 @@ class Machines:
     def dead_hosts(self, lease: Lease) -> list[str]:
         return []
 
-    def shape(self, lease: Lease, program: str) -> None:
+    def shape(self, lease: Lease, program: TcProgram) -> None:
         pass
 
     def read_shape(self, lease: Lease) -> NoReturn:

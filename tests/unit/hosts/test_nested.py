@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from discovery_deploy.agent import machine_verbs
 from discovery_deploy.agent.conversation import Conversation
 from discovery_deploy.agent.machine import MachineError
+from discovery_deploy.agent.plan import TcProgram
 from discovery_deploy.experiment.lease import Lease, LeasedHost
 from discovery_deploy.experiment.model import Experiment
 from discovery_deploy.hosts import nested
@@ -70,11 +70,11 @@ class FakeInner:
     def dead_hosts(self, lease: Lease) -> list[str]:
         return self.dead
 
-    def shape(self, lease: Lease, program: str) -> None:
+    def shape(self, lease: Lease, program: TcProgram) -> None:
         self.log.append("inner shape")
 
-    def read_shape(self, lease: Lease) -> str:
-        return "inner"
+    def read_shape(self, lease: Lease) -> dict[str, Any]:
+        return {"of": "inner"}
 
     def router_facts(self, lease: Lease) -> str:
         return "inner"
@@ -123,7 +123,7 @@ class FakeMachines:
             "up": lambda: {host: {"machine_id": f"{host}@{name}", "host_key": "key"} for host in hosts},
             "reach": lambda: self.silent.get(name, []),
             "status": lambda: {"dead": hosts[:1], "router": False},
-            "read": lambda: json.dumps({"qdisc": {name: []}}),
+            "read": lambda: {"qdisc": {name: []}},
             "facts": lambda: {"mode": "netns", "kernel": "6.1", "scheduling": "kernel", "preloaded": ""},
         }
         return answers.get(verb, lambda: None)()
@@ -257,8 +257,9 @@ class TestReserve:
         assert bed.log == ["reserve s0-1"]
         assert nested.machine_lease(lease) is None
         assert not (bed.folder / "state").exists()
-        bed.provider().shape(lease, "")
-        assert bed.provider().read_shape(lease) == bed.provider().router_facts(lease) == "inner"
+        bed.provider().shape(lease, TcProgram(super_packets=True, devices={}))
+        assert bed.provider().read_shape(lease) == {"of": "inner"}
+        assert bed.provider().router_facts(lease) == "inner"
         assert bed.provider().holder("direct") == Path("/of/inner")
 
     def test_nested_hosts_are_given_back_before_they_become_direct(self, bed: Bed) -> None:
@@ -280,10 +281,12 @@ class TestWhileItRuns:
     def test_a_program_goes_where_its_sites_are(self, bed: Bed) -> None:
         lease = bed.reserve(experiment(VAGRANT, 2, 2))
         bed.log.clear()
-        bed.provider().shape(lease, "qdisc del dev vec1 root\n")
-        assert bed.log == ["machine-2 shape"]
-        assert bed.machines.requests["machine-2", "shape"]["program"] == "qdisc del dev vec1 root\n"
-        assert json.loads(bed.provider().read_shape(lease)) == {"qdisc": {"machine-1": [], "machine-2": []}}
+        bed.provider().shape(lease, TcProgram(super_packets=False, devices={"vec1": ("qdisc del dev vec1 root",)}))
+        assert sorted(bed.log) == ["machine-1 shape", "machine-2 shape"]
+        told = {name: bed.machines.requests[name, "shape"]["program"] for name in ("machine-1", "machine-2")}
+        assert told["machine-1"] == {"super_packets": False, "devices": {}}
+        assert told["machine-2"] == {"super_packets": False, "devices": {"vec1": ["qdisc del dev vec1 root"]}}
+        assert bed.provider().read_shape(lease) == {"qdisc": {"machine-1": [], "machine-2": []}}
         assert bed.provider().router_facts(lease).startswith("2 WAN routers (netns, kernel 6.1)")
 
     def test_who_holds_it_is_the_workspace_that_reserved(self, bed: Bed) -> None:

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 
 from discovery_deploy.agent import nspawn, wan_tunnels
-from discovery_deploy.agent.plan import Plan, as_data, read
+from discovery_deploy.agent.plan import Plan, TcProgram, as_data, read
 from discovery_deploy.experiment.model import Experiment, Network
 from discovery_deploy.experiment.provider_models import Grid5000, Static
 from discovery_deploy.hosts import nesting
 from discovery_deploy.system.errors import TestbedError
 from discovery_deploy.testbeds import local
+from discovery_deploy.wan import tc
+from discovery_deploy.wan.plan import wan_plan
 from discovery_deploy.wan.shapes import PathShape, path_shapes
-from discovery_deploy.wan.tc import tc_changes, tc_program
 
 VAGRANT: dict[str, Any] = {"type": "vagrant", "hosts_per_machine": 2}
 SLOT = 5
@@ -206,33 +207,37 @@ class TestShapes:
         return path_shapes(Network.model_validate({"default": default}), self.nested.site_names)
 
     def test_each_machine_gets_what_is_about_its_own_sites(self) -> None:
-        program = tc_program(self.shapes(delay="5 ms"), self.devices, self.subnets)
+        program = tc.program(wan_plan(self.shapes(delay="5 ms"), self.devices, self.subnets))
         divided = nesting.of_machines(program, self.parts)
         assert nesting.machines(self.nested) == {"machine-1": ("s0", "s2"), "machine-2": ("s1",)}
-        assert "dev vec1" not in divided["machine-1"]
-        assert {line.split()[0] for line in divided["machine-2"].splitlines()} == {"#", "qdisc", "class", "filter"}
-        assert "dev vec0" not in divided["machine-2"]
+        assert {name: set(part.devices) for name, part in divided.items()} == {
+            "machine-1": {"vec0", "vec2"}, "machine-2": {"vec1"},
+        }  # fmt: skip
         # all sources, also those on other machines
-        assert [line for line in divided["machine-2"].splitlines() if "match ip src" in line] == [
-            line for line in program.splitlines() if "match ip src" in line and "dev vec1" in line
-        ]
-        lines = [line for part in divided.values() for line in part.splitlines() if not line.startswith("#")]
-        assert sorted(lines) == sorted(line for line in program.splitlines() if not line.startswith("#"))
+        assert divided["machine-2"].devices["vec1"] == program.devices["vec1"]
+        assert sorted(line for part in divided.values() for line in part.lines) == sorted(program.lines)
 
     def test_whether_packets_may_be_joined_is_told_to_all(self) -> None:
         old, new = self.shapes(delay="5 ms"), self.shapes(delay="5 ms")
         new["s0", "s1"] = new["s0", "s1"].model_copy(update={"loss": 0.1})
-        divided = nesting.of_machines(tc_changes(old, new, self.devices), self.parts)
-        assert divided["machine-1"] == "# segmentation: off\n"
-        assert divided["machine-2"].startswith("# segmentation: off\nqdisc change dev vec1 ")
+        program = tc.changes(*(wan_plan(shapes, self.devices, self.subnets) for shapes in (old, new)))
+        assert program is not None
+        divided = nesting.of_machines(program, self.parts)
+        assert divided["machine-1"] == TcProgram(super_packets=False, devices={})
+        assert not divided["machine-2"].super_packets
+        assert [line[:27] for line in divided["machine-2"].lines] == ["qdisc change dev vec1 parent"[:27]]
 
-    def test_a_line_for_nobody_is_refused(self) -> None:
-        with pytest.raises(ValueError, match='no machine for the line "qdisc del dev eth0 root"'):
-            nesting.of_machines("qdisc del dev eth0 root\n", self.parts)
+    def test_a_device_of_nobody_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="no machine has eth0"):
+            nesting.of_machines(
+                TcProgram(super_packets=True, devices={"eth0": ("qdisc del dev eth0 root",)}), self.parts
+            )
 
     def test_what_routers_show_is_shown_as_of_one(self) -> None:
-        shown = [json.dumps({"qdisc": {"vec0": [1]}, "class": {"vec0": ["a"]}}), json.dumps({"qdisc": {"vec1": [2]}})]
-        assert json.loads(nesting.merged(shown)) == {"qdisc": {"vec0": [1], "vec1": [2]}, "class": {"vec0": ["a"]}}
+        shown: list[dict[str, dict[str, Any]]] = [
+            {"qdisc": {"vec0": [1]}, "class": {"vec0": ["a"]}}, {"qdisc": {"vec1": [2]}},
+        ]  # fmt: skip
+        assert nesting.merged(shown) == {"qdisc": {"vec0": [1], "vec1": [2]}, "class": {"vec0": ["a"]}}
 
 
 def test_machines_hold_what_their_hosts_need() -> None:

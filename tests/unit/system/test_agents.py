@@ -86,7 +86,14 @@ def test_another_python_takes_the_source(here: Agents, tmp_path: Path) -> None:
 
 def test_what_it_refuses_is_an_error_with_the_name(here: Agents) -> None:
     with pytest.raises(TestbedError, match=r"here: .*the WAN router is not up"):
-        here.ask("here", "shape", {"plan": {"directory": "/nowhere", "slot": 77}, "program": ""})
+        here.ask("here", "facts", {"plan": {"directory": "/nowhere", "slot": 77}})
+
+
+def test_a_program_that_is_none_is_refused(here: Agents) -> None:
+    program = {"super_packets": True, "devices": {"vec0": ["qdisc", 3]}}
+    request = {"plan": {"directory": "/nowhere", "slot": 77}, "program": program}
+    with pytest.raises(TestbedError, match=r"here: program\.devices\.vec0\[1\]: '3'"):
+        here.ask("here", "shape", request)
 
 
 def test_a_plan_that_is_none_is_refused(here: Agents) -> None:

@@ -17,7 +17,7 @@ from discovery_deploy.wan import egress
 from discovery_deploy.wan.shapes import Pair, PathShape, asked_rtt_s, path_shapes
 from discovery_deploy.wan.tc import SEGMENTATION_OFF, SEGMENTATION_ON
 from discovery_deploy.wan.verdict import WanReport, judge, unmeasured
-from tests.unit.wan.test_wan import Tc, random_network
+from tests.unit.wan.test_tc import Tc, random_network
 from tests.unit.wan.three_sites import MIXED_NETWORK, NAMES
 
 RECORDED = Path(__file__).parents[2] / "recorded" / "tc_three_sites.json"

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from discovery_deploy.experiment.model import Network
+from discovery_deploy.wan import tc
+from discovery_deploy.wan.plan import wan_plan
 from discovery_deploy.wan.shapes import path_shapes
-from discovery_deploy.wan.tc import readback_problems
 from tests.unit.wan.three_sites import DEVICES, MIXED_NETWORK, NAMES, SUBNETS
 
 RECORDED = Path(__file__).parents[2] / "recorded" / "tc_three_sites.json"
@@ -21,7 +22,7 @@ class TestReadback:
     shapes = path_shapes(MIXED_NETWORK, NAMES)
 
     def problems(self, shown: dict[str, Any]) -> tuple[str, ...]:
-        return readback_problems(self.shapes, json.dumps(shown), DEVICES, SUBNETS)
+        return tc.problems(wan_plan(self.shapes, DEVICES, SUBNETS), shown)
 
     @pytest.fixture
     def shown(self) -> dict[str, Any]:
@@ -51,7 +52,7 @@ class TestReadback:
             "ares", "brest"
         ]
         shapes = {**self.shapes, ("ares", "brest"): one}
-        assert message in readback_problems(shapes, json.dumps(shown), DEVICES, SUBNETS)
+        assert message in tc.problems(wan_plan(shapes, DEVICES, SUBNETS), shown)
 
     def test_a_class_that_is_gone(self, shown: dict[str, Any]) -> None:
         del shown["class"]["vec1"][0]
