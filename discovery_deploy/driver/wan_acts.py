@@ -10,8 +10,8 @@ from discovery_deploy.system.remote import Remote
 from discovery_deploy.system.workspace import Workspace
 from discovery_deploy.testbeds import local
 from discovery_deploy.testbeds.base import ProviderInterface
-from discovery_deploy.wan import clocks, egress, egress_hosts, measure
-from discovery_deploy.wan.egress import BaseRtts
+from discovery_deploy.wan import clocks, compensation, egress, measure
+from discovery_deploy.wan.compensation import BaseRtts
 from discovery_deploy.wan.egress_hosts import HostsShaper
 from discovery_deploy.wan.shapes import AppliedPath, AppliedShapes, PathShape, path_shapes
 from discovery_deploy.wan.verdict import UML_FORWARDS_BPS, WanReport
@@ -88,10 +88,10 @@ class Wan:
         verify = experiment.network.verify
         base = self._base(shapes)
         if base is not None:
-            return egress.compensate(shapes, base.by_pair(), verify, base.late())
+            return compensation.compensate(shapes, base.by_pair(), verify, base.late())
         self.flatten(experiment)
-        base = egress_hosts.base_rtts(self.remote, self.points(experiment), verify, self.lease.identities)
-        compensated = egress.compensate(shapes, base.by_pair(), verify)
+        base = compensation.base_rtts(self.remote, self.points(experiment), verify, self.lease.identities)
+        compensated = compensation.compensate(shapes, base.by_pair(), verify)
         self.workspace.save(BASE, base)  # after it: what is refused is measured anew next time
         return compensated
 
@@ -105,11 +105,11 @@ class Wan:
         """Take other times off when shapes are put next, by what was measured now. False when there is no need.
 
         What the testbed takes itself may have been measured while hosts were busy with their deployment, shaped paths
-        take longer on some machines (`egress.corrected`), or paths may be others by now.
+        take longer on some machines (`compensation.corrected`), or paths may be others by now.
         """
         shapes = asked(experiment)
         base = self._base(shapes) if self._compensates(experiment) and not report.readback_problems else None
-        better = base and egress.corrected(base, shapes, report, experiment.network.verify)
+        better = base and compensation.corrected(base, shapes, report, experiment.network.verify)
         if better:
             self.workspace.save(BASE, better)
         return better is not None

@@ -3,4 +3,4 @@
 It must not know where a router is.
 """
 
-__all__ = ["clocks", "egress", "egress_hosts", "measure", "plan", "shapes", "tc", "verdict"]
+__all__ = ["clocks", "compensation", "egress", "egress_hosts", "measure", "plan", "shapes", "tc", "verdict"]

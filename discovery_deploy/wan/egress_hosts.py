@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from discovery_deploy.agent import tc_device
-from discovery_deploy.experiment.model import Verify
 from discovery_deploy.system.errors import TestbedError
 from discovery_deploy.system.remote import side_by_side
 from discovery_deploy.wan import egress, measure
-from discovery_deploy.wan.egress import BaseRtt, BaseRtts, EgressHost, Shapes
-from discovery_deploy.wan.shapes import PathShape
+from discovery_deploy.wan.egress import EgressHost, Shapes
 
 LIMIT_S = 120.0
 """Time that tc on a busy host may take for a large program."""
-BASE_PROBES = 100
-"""Echoes of each pair, at least, when the testbed's own RTT is measured: its error becomes one of every shape."""
 
 
 class HostsShaper:
@@ -102,28 +97,3 @@ class HostsShaper:
                 "\n".join(f"{host}: {answer['what']}" for host, answer in failed.items()), "\n  ".join(advices)
             )
         return {host: answer["result"] for host, answer in answers.items()}
-
-
-def base_rtts(
-    runner: measure.Runner, points: Sequence[measure.Point], verify: Verify, identities: Mapping[str, str]
-) -> BaseRtts:
-    """Measure the testbed's own RTT of every pair of sites; nothing may be shaped meanwhile.
-
-    Args:
-        runner: runs a command on a host.
-        points: one per site.
-        verify: how many echoes, at least `BASE_PROBES`, and how far apart.
-        identities: of the lease; kept with what was measured.
-    Raises:
-        MeasurementError: a probe did not answer; whatever the runner raises.
-    """
-    unshaped = {(a.site, b.site): PathShape() for a in points for b in points if a.site != b.site}
-    how = verify.model_copy(update={"measure": ("rtt",), "probes": max(verify.probes, BASE_PROBES)})
-    measured = measure.measure(runner, points, unshaped, how)
-    pairs = [
-        BaseRtt(source=source, destination=destination, rtt_s=pair.rtt_median_s)
-        for (source, destination), pair in sorted(measured.pairs.items())
-        if pair.rtt_median_s is not None
-    ]
-    at = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return BaseRtts(measured_at=at, identities=dict(identities), pairs=tuple(pairs))

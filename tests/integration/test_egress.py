@@ -14,8 +14,8 @@ import pytest
 from discovery_deploy.agent import probe, tc_device, wan_router
 from discovery_deploy.experiment.model import Network, Verify
 from discovery_deploy.system.errors import MeasurementError, TestbedError
-from discovery_deploy.wan import egress, measure
-from discovery_deploy.wan.egress_hosts import base_rtts
+from discovery_deploy.wan import compensation, measure
+from discovery_deploy.wan.compensation import base_rtts
 from discovery_deploy.wan.shapes import Pair, PathShape, asked_rtt_s, path_shapes
 from tests.integration.egress_bed import DRIVER, HOSTS, Bed, flat_network
 from tests.integration.inside_uml import counts_inside
@@ -162,14 +162,14 @@ class TestHosts:
             assert len(base_s) == 6
             assert all(0.006 < rtt_s < 0.008 for rtt_s in base_s.values()), base_s
             asked = shapes_of(**{**MIXED, "constraints": MIXED["constraints"][:2]})
-            applied = egress.compensate(asked, base_s, Verify())
+            applied = compensation.compensate(asked, base_s, Verify())
             bed.shaper.put(applied)
             assert bed.shaper.problems(applied) == ()
             until_good(lambda: wrong_rtts(bed, asked))
             with pytest.raises(
                 MeasurementError, match=r"ares <-> brest: RTT asked 2\.00 ms, the testbed alone takes 6"
             ):
-                egress.compensate(shapes_of(default={"delay": "1 ms"}), base_s, Verify())
+                compensation.compensate(shapes_of(default={"delay": "1 ms"}), base_s, Verify())
         finally:
             bed.far(None)
 

@@ -12,7 +12,8 @@ import pytest
 
 from discovery_deploy.experiment.model import Network, Verify
 from discovery_deploy.system.errors import TestbedError
-from discovery_deploy.wan.egress_hosts import BASE_PROBES, HostsShaper, base_rtts
+from discovery_deploy.wan.compensation import BASE_PROBES, base_rtts
+from discovery_deploy.wan.egress_hosts import HostsShaper
 from discovery_deploy.wan.measure import Point
 from discovery_deploy.wan.shapes import Pair, PathShape, path_shapes
 from tests.unit.wan.test_egress import HOSTS
