@@ -15,7 +15,7 @@ import pytest
 
 from discovery_deploy.agent import containers, machine, machine_plans, site_networks
 from discovery_deploy.agent.machine import MachineError
-from discovery_deploy.agent.plan import NO_PATH, Plan
+from discovery_deploy.agent.plan import NO_PATH, Plan, as_data
 from discovery_deploy.testbeds import local
 from tests.integration.leftovers import Snapshot
 from tests.integration.local_bed import experiment, in_namespace, reaches
@@ -71,7 +71,7 @@ def test_the_second_up_makes_nothing(plan: Plan, monkeypatch: pytest.MonkeyPatch
 
 def test_the_command_makes_shows_and_removes(plan: Plan, tmp_path: Path) -> None:
     file = tmp_path / "plan.json"
-    file.write_text(json.dumps(plan))
+    file.write_text(json.dumps(as_data(plan)))
 
     def command(verb: str) -> str:
         arguments = [sys.executable, "-m", "discovery_deploy.agent.containers", verb, str(file)]
