@@ -76,8 +76,8 @@ class Wan:
     def to_apply(self, experiment: Experiment) -> Shapes:
         """The shapes to put, so that what is asked is what there is: less by the testbed's own RTT, where asked for.
 
-        That RTT is measured when it is not known of these hosts; nothing is shaped meanwhile. Behind a router of ours
-        nothing is taken off: there it is measured beside every path, and subtracted before judging.
+        That RTT is measured when it is not known of these hosts; nothing is shaped meanwhile. On this machine nothing
+        is taken off: there it is measured beside every path, and subtracted before judging.
 
         Raises:
             MeasurementError: it exceeds the asked one, naming every such pair; or a probe did not answer.
@@ -115,16 +115,19 @@ class Wan:
         return better is not None
 
     def _compensates(self, experiment: Experiment) -> bool:
-        return experiment.network.compensate and self.lease.shaped == "hosts" and len(experiment.sites) > 1
+        return experiment.network.compensate and not self._here and len(experiment.sites) > 1
 
     def points(self, experiment: Experiment) -> list[measure.Point]:
         """From where each site is measured: its first host.
 
         Hosts that are containers of this machine are measured from here, by one probe in the network namespaces of all
         of them: it has the paths of whatever runs on them, and reads the one clock of all of them.
+
+        What is taken off already is not measured beside the paths, at their gateways, to be subtracted.
         """
         hosts = [self.lease.at(site) for site in experiment.site_names]
-        gateways = [self.lease.site_gateways.get(host.site) for host in hosts]
+        known = {} if self._compensates(experiment) else self.lease.site_gateways
+        gateways = [known.get(host.site) for host in hosts]
         if not self._here:
             return [
                 measure.Point(host.site, host.name, host.site_address, gateway)

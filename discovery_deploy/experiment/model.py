@@ -213,8 +213,8 @@ class Network(Strict):
     )
     compensate: StrictBool = Field(
         False,
-        description="Where hosts shape the WAN (not on `local`): measure the testbed's own RTT of every pair first and "
-        "take it off the delays, half each way; refused where it is longer than the RTT asked for.",
+        description="Not on `local`, where it is next to nothing: measure the testbed's own RTT of every pair "
+        "first, then take it off the delays, half each way; refused where it is longer than the RTT asked for.",
     )
     verify: Verify = Field(Verify(), description="How the WAN is measured.")
 

@@ -46,10 +46,10 @@ agents = Agents(slow, Path("/nowhere"))
 remote.side_by_side(lambda host: agents.ask(host, 'up', {}), ['a', 'b'])""",
     "the image is baked": """
 import os
-from discovery_deploy.software import image
+from discovery_deploy.system import programs
 os.geteuid = lambda: 0  # what is run here needs no root
 command = ['sh', '-c', 'echo > ' + str(folder / 'a') + '; setsid sleep 6007']
-image.run_logged(command, folder / 'log', 'a bake', print)""",
+programs.run_logged(command, folder / 'log', 'a bake', print)""",
     "a playbook runs": """
 from discovery_deploy.driver import ansible; from discovery_deploy.system import data
 from discovery_deploy.cloud.variables import Variables

@@ -15,6 +15,7 @@ from discovery_deploy.cli import commands
 from discovery_deploy.driver import wan_acts
 from discovery_deploy.driver.wan_acts import Wan
 from discovery_deploy.experiment.model import Experiment
+from discovery_deploy.hosts.shaping import Shapes
 from discovery_deploy.system.errors import MeasurementError
 from discovery_deploy.system.remote import Remote
 from discovery_deploy.system.workspace import Workspace
@@ -172,14 +173,43 @@ def test_a_testbed_that_is_too_slow_is_refused(tmp_path: Path) -> None:
     assert delays_ms(wan, asked) == {3.0}
 
 
-@pytest.mark.parametrize(("compensate", "shaped"), [(False, "hosts"), (True, "router")])
-def test_nothing_is_taken_off_unasked_or_where_a_router_answers_for_it(
-    tmp_path: Path, compensate: bool, shaped: str
-) -> None:
+class Routers:
+    """Shapes as the routers of several machines would."""
+
+    def __init__(self) -> None:
+        self.put_ms: list[set[float]] = []
+
+    def put(self, shapes: Shapes) -> None:
+        self.put_ms.append({round(1e3 * shape.delay_s, 6) for shape in shapes.values()})
+
+    def change(self, old: Shapes, new: Shapes) -> None:
+        self.put(new)
+
+    def problems(self, shapes: Shapes) -> tuple[str, ...]:
+        return ()
+
+    def facts(self) -> str:
+        return "routers"
+
+
+@pytest.mark.parametrize(("compensate", "provider"), [(False, "vagrant"), (True, "local")])
+def test_nothing_is_taken_off_unasked_or_on_this_machine(tmp_path: Path, compensate: bool, provider: str) -> None:
     asked = experiment(compensate=compensate)
-    wan, remote = wan_of(tmp_path, asked, 0.004, shaped=shaped)
+    wan, remote = wan_of(tmp_path, asked, 0.004, shaped="router", provider=provider)
     assert delays_ms(wan, asked) == {5.0}
     assert remote.asked == []
+
+
+def test_what_machines_take_between_them_is_taken_off_their_routers_paths(tmp_path: Path) -> None:
+    asked = experiment(compensate=True)
+    gateways = dict.fromkeys(asked.site_names, "10.0.0.1")
+    wan, remote = wan_of(tmp_path, asked, 0.004, shaped="router", provider="vagrant", site_gateways=gateways)
+    wan.shaper = routers = Routers()
+    assert delays_ms(wan, asked) == {3.0}
+    assert routers.put_ms == [{0.0}], "measured while nothing was shaped"
+    assert remote.asked
+    assert {point.gateway for point in wan.points(asked)} == {None}, "it is not subtracted once more"
+    assert "at most 4.00 ms, is part of the asked ones" in wan.facts(asked)
 
 
 def test_a_host_that_has_forgotten_what_it_shapes_is_noticed(tmp_path: Path) -> None:
