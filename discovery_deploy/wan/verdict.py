@@ -48,7 +48,8 @@ class PairVerdict(Strict):
     """Forward plus backward delay, without the base RTT of the testbed."""
     measured: PairMeasurement
     base_rtt_s: float | None = None
-    """RTT of the testbed itself while this pair was measured; None: the report's."""
+    """What was subtracted for the testbed itself: its RTT while this pair was measured, at most the tolerance of the
+    RTT; None, in older records: the report's."""
     problems: tuple[str, ...] = ()
 
     @property
@@ -84,7 +85,7 @@ class WanReport(Strict):
     readback_problems: tuple[str, ...] = ()
     """Differences between the program that was applied and what tc shows."""
     base_rtt_s: float = 0.0
-    """RTT of the testbed itself between two sites, measured with all pairs; subtracted before judging."""
+    """RTT of the testbed itself between two sites, measured with all pairs."""
     probe_scheduling: str = ""
     """`fifo` when all probes ran at real-time priority, `other` when some could not, "" when not measured."""
     clocks: tuple[ClockOffset, ...] = ()
@@ -93,7 +94,7 @@ class WanReport(Strict):
     """Clocks that are too far away for what relies on them: a common start at several sites."""
 
     def base_of(self, pair: PairVerdict) -> float:
-        """RTT of the testbed itself while a pair was measured, in seconds."""
+        """What was subtracted from a pair's RTT for the testbed itself, in seconds."""
         return self.base_rtt_s if pair.base_rtt_s is None else pair.base_rtt_s
 
     @property
@@ -270,7 +271,7 @@ def judge(
             problems = [f"{pair[0]} -> {pair[1]}: not measured"]
         verdicts.append(
             PairVerdict(
-                asked=shape, asked_rtt_s=asked_s, measured=measured, base_rtt_s=base_rtt_s, problems=tuple(problems)
+                asked=shape, asked_rtt_s=asked_s, measured=measured, base_rtt_s=base_s, problems=tuple(problems)
             )
         )
     return WanReport(

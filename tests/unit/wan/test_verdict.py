@@ -81,6 +81,14 @@ class TestVerdict:
         problems = verdict(shapes_of(default={"delay": "5 ms"}), base_rtt_s=0.005)
         assert len(problems) == 6
 
+    def test_the_error_that_is_told_is_the_one_that_was_judged(self) -> None:
+        shapes = shapes_of(default={"delay": "5 ms"})
+        pairs = [measured(*pair, asked_rtt_s(shapes, pair) + 0.0014) for pair in shapes]
+        report = judge(shapes, pairs, Verify(), 0.0014, measured_at="2026-01-01T00:00:00+00:00")
+        assert report.problems == ()
+        assert "largest RTT error 0.40 ms" in summary(report)
+        assert {report.base_of(pair) for pair in report.pairs} == {Verify().rtt_tolerance}
+
     def test_jitter_widens_the_tolerance_by_what_a_median_then_spreads(self) -> None:
         shapes = shapes_of(default={"delay": "50 ms", "jitter": "10 ms"})
         tolerances_s = [rtt_tolerance_s(shapes, ("ares", "brest"), Verify(), count) for count in (40, 4000)]
