@@ -57,7 +57,9 @@ HOOKS = (
     f'chroot "$1" systemctl --quiet disable {" ".join(DISABLED)}',
     f'chroot "$1" systemctl --quiet mask {" ".join(MASKED)}',
     IDENTITY_HOOK,
-    'mkdir -p -m 700 "$1/root/.ssh"; mkdir -p "$1/opt/discovery-deploy"; rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap"',
+    'mkdir -p -m 700 "$1/root/.ssh"; mkdir -p "$1/opt/discovery-deploy"; rm -f "$1/etc/apt/apt.conf.d/99mmdebstrap"; '
+    # users and passwords of this machine's archives: hosts install nothing
+    'sed -i "s#://[^/@ ]*@#://#" "$1/etc/apt/sources.list"',
 )
 FULL_PACKAGES = (
     "rabbitmq-server",
@@ -138,8 +140,10 @@ def bake_command(
     if base is None:
         options += ["--variant=minbase", f"--include={','.join(PACKAGES)}"]
         options += [f"--customize-hook={hook}" for hook in HOOKS]
-    else:  # the copy brings its own apt sources and rules, which are the same, and all that is set up before
-        options += ["--variant=custom", f'--setup-hook=cp -a --reflink=auto {shlex.quote(str(base))}/. "$1"']
+    else:  # the copy brings all that is set up before; its own apt sources have no passwords, so these stay
+        kept = 'sources="$1/etc/apt/sources.list"; cp "$sources" "$sources.own"; {}; mv "$sources.own" "$sources"'
+        copy = f'cp -a --reflink=auto {shlex.quote(str(base))}/. "$1"'
+        options += ["--variant=custom", f"--setup-hook={kept.format(copy)}"]
         options += [f"--customize-hook={hook}" for hook in (*hooks, HOOKS[-1])]
     return ["mmdebstrap", *options, RELEASE, str(tree), "-"]
 

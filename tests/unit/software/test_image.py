@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -53,9 +54,36 @@ def test_the_hash_is_that_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_full_image_is_made_from_the_base_and_its_hash_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     command = image.bake_command(Path("/c/t"), Path("/c/apt"), Path("/c/images/a b"))
     assert "--variant=custom" in command
-    assert """--setup-hook=cp -a --reflink=auto '/c/images/a b'/. "$1\"""" in command
+    copied = next(word for word in command if word.startswith("--setup-hook="))
+    assert """cp -a --reflink=auto '/c/images/a b'/. "$1\"""" in copied
     assert not any(word.startswith("--include") for word in command)
     before = image.image_hash("full")
     assert before not in (image.image_hash(), image.image_hash("base"))
     monkeypatch.setattr(image, "PACKAGES", (*image.PACKAGES, "etcd-server"))
     assert image.image_hash("full") != before
+
+
+def test_passwords_of_archives_are_there_while_packages_are_fetched_and_in_no_image(tmp_path: Path) -> None:
+    tree, base = tmp_path / "tree", tmp_path / "base"
+    secret = "deb https://user:secret@mirror.example/debian bookworm main\n"
+    for place in (tree, base):
+        (place / "etc/apt").mkdir(parents=True)
+    sources = tree / "etc/apt/sources.list"
+    sources.write_text(secret)
+    (base / "etc/apt/sources.list").write_text("deb https://mirror.example/debian bookworm main\n")
+    (base / "baked").touch()
+
+    def run(hook: str) -> None:
+        subprocess.run(["sh", "-euc", hook, "sh", str(tree)], check=True)
+
+    command = image.bake_command(tree, tmp_path / "apt", base)
+    run(next(word.removeprefix("--setup-hook=") for word in command if word.startswith("--setup-hook=")))
+    assert (tree / "baked").exists()
+    assert sources.read_text() == secret
+    hook = next(word.removeprefix("--customize-hook=") for word in reversed(command) if "--customize-hook=" in word)
+    (tree / "root").mkdir()
+    run(hook)
+    assert sources.read_text() == "deb https://mirror.example/debian bookworm main\n"
+    assert [path.name for path in (tree / "etc/apt").iterdir()] == ["sources.list"]
+    bare = image.bake_command(tree, tmp_path / "apt")
+    assert f"--customize-hook={hook}" in bare
