@@ -13,20 +13,24 @@ Chosen = Callable[[Path], bool]
 
 @contextmanager
 def before_all_else(chosen: Chosen) -> Iterator[None]:
-    """All threads of some processes at a real-time priority within the block."""
-    _schedule(chosen, os.SCHED_FIFO, 50)
+    """All threads of some processes at a real-time priority within the block. Raises AssertionError: there are none."""
+    assert _schedule(chosen, os.SCHED_FIFO, 50), "none of this machine's processes is meant"
     try:
         yield
     finally:
         _schedule(chosen, os.SCHED_OTHER, 0)
 
 
-def _schedule(chosen: Chosen, policy: int, priority: int) -> None:
+def _schedule(chosen: Chosen, policy: int, priority: int) -> int:
+    """How many processes were given the priority."""
+    count = 0
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it has ended meanwhile
             if chosen(process):
                 for thread in (process / "task").iterdir():
                     os.sched_setscheduler(int(thread.name), policy, os.sched_param(priority))
+                count += 1
+    return count
 
 
 def emulators(words: str) -> Chosen:
