@@ -29,6 +29,8 @@ from discovery_deploy.system.programs import contained
 Progress = Callable[[str], None]
 
 LIMIT_S = 900.0
+CONNECT_S = 30
+"""In which a host answers and starts a Python. Ansible's own 10 s were too short for one on a busy machine."""
 SILENCE_S = 300.0
 """No event for so long means that a task hangs; tasks that wait have shorter limits of their own."""
 FAILED_GRACE_S = 10.0
@@ -189,6 +191,7 @@ def ansible_environment(playbooks: Path, scratch: Path, events: Path, hosts: int
         "ANSIBLE_INVENTORY_ANY_UNPARSED_IS_FAILED": "1",
         "ANSIBLE_ANY_ERRORS_FATAL": "1",
         "ANSIBLE_FORKS": str(max(5, hosts)),
+        "ANSIBLE_TIMEOUT": str(CONNECT_S),
         "ANSIBLE_GATHERING": "explicit",
         "ANSIBLE_HOST_KEY_CHECKING": "True",  # against what ssh_config names
         "ANSIBLE_PIPELINING": "1",
