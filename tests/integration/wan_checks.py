@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,10 +30,14 @@ def network(**fields: Any) -> Network:
 
 
 def until_good(attempt: Callable[[], dict[Any, Any]]) -> None:
-    """Repeat a measurement that returns what is wrong, until nothing has been so in every one."""
+    """Repeat a measurement that returns what is wrong, until nothing has been so in every one.
+
+    The pauses grow: a machine whose host takes its processors away is late for seconds.
+    """
     wrong = attempt()
-    for _ in range(MEASUREMENTS - 1):
+    for number in range(1, MEASUREMENTS):
         if wrong:
+            time.sleep(2 * number)
             again = attempt()
             wrong = {key: again[key] for key in wrong if key in again}
     assert not wrong, f"wrong in each of {MEASUREMENTS} measurements: {wrong}"
